@@ -1,0 +1,233 @@
+//! Request targets: what else an upstream may read in a path, the parameters of a query, and the
+//! host of an authority.
+//!
+//! Nothing here rewrites a target; [`rewrite`](crate::rewrite) does.
+
+use core::net::Ipv6Addr;
+use core::ops::Range;
+
+use crate::names::hex;
+
+/// Other readings that an upstream may take of this path, apart from the raw one: with dot segments
+/// resolved, percent-encoding undone (once or twice), slashes merged, backslashes as slashes, and
+/// `;parameters` cut. Empty for the ordinary path, which costs one pass over it.
+///
+/// A rule that protects a path must hold for each reading; which one the upstream takes is unknown.
+#[must_use]
+pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
+    if is_ordinary(path) {
+        return Vec::new();
+    }
+    let mut readings: Vec<Vec<u8>> = Vec::new();
+    let mut note = |reading: Vec<u8>| {
+        if reading != path && !readings.contains(&reading) {
+            readings.push(reading);
+        }
+    };
+    let once = decoded(path);
+    let twice = decoded(&once);
+    for base in [path.to_vec(), once, twice] {
+        let cut = base.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
+        let shortened = cut.map(|at| base[..at].to_vec());
+        for base in [Some(base), shortened].into_iter().flatten() {
+            for without_params in [false, true] {
+                let base = if without_params {
+                    params_cut(&base)
+                } else {
+                    base.clone()
+                };
+                for slashed in [false, true] {
+                    let mut base = base.clone();
+                    if slashed {
+                        base.iter_mut()
+                            .filter(|byte| **byte == b'\\')
+                            .for_each(|byte| *byte = b'/');
+                    }
+                    let merged = slashes_merged(&base);
+                    note(dots_resolved(&base));
+                    note(dots_resolved(&merged));
+                    note(merged);
+                    note(base);
+                }
+            }
+        }
+    }
+    readings
+}
+
+/// One parameter of a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Param {
+    /// The name, undecoded.
+    pub name: Range<usize>,
+    /// Name, `=` and value, without separators.
+    pub whole: Range<usize>,
+}
+
+/// The parameters of a query, in order, split at `&` and at `;` (some servers still take it as a
+/// separator). Two separators in a row enclose an empty parameter; an empty query has none.
+pub fn params(query: &[u8]) -> impl Iterator<Item = Param> {
+    let mut next = (!query.is_empty()).then_some(0);
+    core::iter::from_fn(move || {
+        let start = next?;
+        let rest = &query[start..];
+        let len = memchr::memchr2(b'&', b';', rest).unwrap_or(rest.len());
+        let end = start + len;
+        next = (end < query.len()).then_some(end + 1);
+        let name = memchr::memchr(b'=', &rest[..len]).unwrap_or(len);
+        Some(Param {
+            name: start..start + name,
+            whole: start..end,
+        })
+    })
+}
+
+/// Splits `host[:port]` into the host, without the brackets of an IPv6 address, and the port.
+///
+/// `None` for user information, an empty host, anything but letters, digits, `-`, `.` and `_` in a
+/// name, a bracketed thing that is no IPv6 address, and a port that is empty, zero or above 65535.
+#[must_use]
+pub fn authority_host(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
+    let (host, behind) = match authority {
+        [b'[', behind @ ..] => {
+            let close = memchr::memchr(b']', behind)?;
+            let host = &behind[..close];
+            core::str::from_utf8(host).ok()?.parse::<Ipv6Addr>().ok()?;
+            (host, &behind[close + 1..])
+        }
+        _ => {
+            let end = memchr::memchr(b':', authority).unwrap_or(authority.len());
+            let host = &authority[..end];
+            let allowed =
+                |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+            if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.iter().all(allowed) {
+                return None;
+            }
+            (host, &authority[end..])
+        }
+    };
+    match behind {
+        [] => Some((host, None)),
+        [b':', port @ ..] => Some((host, Some(parse_port(port)?))),
+        _ => None,
+    }
+}
+
+/// Appends `value` to `out` with everything but RFC 3986's unreserved bytes percent-encoded.
+pub fn percent_encode_query(value: &[u8], out: &mut Vec<u8>) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    for &byte in value {
+        if is_unreserved(byte) {
+            out.push(byte);
+        } else {
+            out.extend([
+                b'%',
+                DIGITS[usize::from(byte >> 4)],
+                DIGITS[usize::from(byte & 15)],
+            ]);
+        }
+    }
+}
+
+/// RFC 3986 section 2.3.
+pub(crate) fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// Whether every server reads this path the same way: no `%`, `;` or backslash, no empty segment,
+/// and no segment that starts with a dot.
+fn is_ordinary(path: &[u8]) -> bool {
+    let mut before = 0;
+    path.iter().all(|&byte| {
+        let odd =
+            matches!(byte, b'%' | b';' | b'\\') || (before == b'/' && matches!(byte, b'/' | b'.'));
+        before = byte;
+        !odd
+    })
+}
+
+/// Percent-decoded once. `+` means itself in a path.
+fn decoded(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let [first, behind @ ..] = rest {
+        rest = behind;
+        if let (b'%', [high, low, behind @ ..]) = (first, behind)
+            && let (Some(high), Some(low)) = (hex(*high), hex(*low))
+        {
+            out.push(high << 4 | low);
+            rest = behind;
+        } else {
+            out.push(*first);
+        }
+    }
+    out
+}
+
+/// Without `;` and what follows it, in each segment.
+fn params_cut(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut cutting = false;
+    for &byte in path {
+        match byte {
+            b'/' | b'\\' => cutting = false,
+            b';' => cutting = true,
+            _ => {}
+        }
+        if !cutting {
+            out.push(byte);
+        }
+    }
+    out
+}
+
+fn slashes_merged(path: &[u8]) -> Vec<u8> {
+    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+    for &byte in path {
+        if byte != b'/' || out.last() != Some(&b'/') {
+            out.push(byte);
+        }
+    }
+    out
+}
+
+/// RFC 3986 section 5.2.4 on an absolute path.
+fn dots_resolved(path: &[u8]) -> Vec<u8> {
+    let Some(relative) = path.strip_prefix(b"/") else {
+        return path.to_vec();
+    };
+    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+    let mut segments = relative.split(|&byte| byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            b"." | b".." => {
+                if segment == b".." {
+                    let parent = out.iter().rposition(|&byte| byte == b'/').unwrap_or(0);
+                    out.truncate(parent);
+                }
+                if last {
+                    out.push(b'/');
+                }
+            }
+            _ => {
+                out.push(b'/');
+                out.extend_from_slice(segment);
+            }
+        }
+    }
+    out
+}
+
+fn parse_port(digits: &[u8]) -> Option<u16> {
+    if digits.is_empty() || digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let port = digits
+        .iter()
+        .fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0'));
+    u16::try_from(port).ok().filter(|&port| port != 0)
+}
+
+/// Bytes of a host name (RFC 1035 section 3.1). Longer ones are malformed.
+const HOST_BYTES_MAX: usize = 255;
