@@ -27,8 +27,8 @@
 //! ```
 //!
 //! The result is Markdown on standard output. Workers are pinned to the first
-//! two cores; the clients are blocking threads of the same process, pinned in
-//! turn to the same two cores. So absolute figures say little: the
+//! two cores; the clients are blocking threads of the same process, pinned to
+//! the same two cores. So absolute figures say little: the
 //! strategies are interleaved within each round, and only ratios within one
 //! run are meant.
 //!
@@ -61,7 +61,8 @@ const CLIENTS: [usize; 3] = [2, 4, 8];
 const SPREADS: usize = 50;
 /// Throughput runs per round, strategy, number of clients and kind of message,
 /// and how long each takes. Many short ones: what varies is where the clients
-/// went, and that is drawn anew for each.
+/// went, and that is drawn anew for each. Even, so that clients sit beside
+/// their workers as often as across from them (see `client::throughput`).
 const THROUGHPUTS: usize = 4;
 const THROUGHPUT_TIME: Duration = Duration::from_millis(100);
 /// CPU that a message burns, by kind, in microseconds.
@@ -209,11 +210,12 @@ fn measure(strategy: Strategy, driver: Driver, results: &mut Results) -> io::Res
     }
     for (clients, results) in CLIENTS.into_iter().zip(&mut results.throughputs) {
         for (kind, results) in [PING, PING_WORK].into_iter().zip(results) {
-            for _ in 0..THROUGHPUTS {
+            for run in 0..THROUGHPUTS {
                 results.push(client::throughput(
                     &cluster,
                     clients,
                     kind,
+                    run,
                     THROUGHPUT_TIME,
                 )?);
             }

@@ -490,3 +490,25 @@ async fn leave(acceptors: &mut Vec<Acceptor>) {
         acceptor.task.await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_survives_its_four_bytes() {
+        let commands = [
+            Command::Connection(0),
+            Command::Connection(0xff_ffff),
+            Command::Listener(300),
+            Command::LeaveAndClose,
+            Command::LeaveAndPassOn,
+            Command::Stall,
+            Command::Stop,
+        ];
+        for command in commands {
+            let decoded = Command::decode(command.encode());
+            assert_eq!(format!("{decoded:?}"), format!("{command:?}"));
+        }
+    }
+}
