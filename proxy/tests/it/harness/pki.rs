@@ -1,0 +1,70 @@
+//! Certificates of the tests' own, for upstreams that Claviger calls. (The ones
+//! that Claviger serves are made by `claviger ca`.)
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{RootCertStore, ServerConfig};
+
+/// The one provider.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// A certificate authority for one test's upstreams.
+#[derive(Debug)]
+pub struct TestCa {
+    issuer: Issuer<'static, KeyPair>,
+    file: PathBuf,
+}
+
+impl TestCa {
+    /// Makes one and writes its certificate to `directory/NAME.pem`.
+    pub fn new(directory: &Path, name: &str) -> Self {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, name);
+        let certificate = params.self_signed(&key).expect("a self-signed certificate");
+        let file = directory.join(format!("{name}.pem"));
+        std::fs::write(&file, certificate.pem()).expect("the test's own directory is writable");
+        Self { issuer: Issuer::new(params, key), file }
+    }
+
+    /// The file that an upstream's `ca_file` names.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// What a TLS server for `names` needs.
+    pub fn server(&self, names: &[&str]) -> Arc<ServerConfig> {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let certificate = CertificateParams::new(names).expect("DNS names").signed_by(&key, &self.issuer).expect("signed");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("both versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .expect("key and certificate belong together");
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Arc::new(config)
+    }
+}
+
+/// The certificates of a PEM file as trust roots.
+#[track_caller]
+pub fn roots(pem: &Path) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    let certificates = CertificateDer::pem_file_iter(pem).unwrap_or_else(|err| panic!("{}: {err}", pem.display()));
+    for certificate in certificates {
+        roots.add(certificate.expect("PEM")).expect("a CA certificate");
+    }
+    assert!(!roots.is_empty(), "{} holds no certificate", pem.display());
+    roots
+}
