@@ -6,6 +6,8 @@
 
 use core::ops::Range;
 
+use crate::head::is_token;
+
 /// Strict incremental chunked reader: lines end in CR LF and nothing else, extensions are bounded
 /// per chunk and in total, trailers are bounded.
 #[derive(Debug)]
@@ -286,8 +288,7 @@ enum State {
 fn check_trailer(line: &[u8]) -> Result<(), ChunkError> {
     let colon = memchr::memchr(b':', line).ok_or(ChunkError::Trailer)?;
     let (name, value) = line.split_at(colon);
-    let valid = !name.is_empty()
-        && name.iter().all(|&byte| is_token_byte(byte))
+    let valid = is_token(name)
         && value
             .iter()
             .all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f));
@@ -296,11 +297,6 @@ fn check_trailer(line: &[u8]) -> Result<(), ChunkError> {
     } else {
         Err(ChunkError::Trailer)
     }
-}
-
-/// RFC 9110 section 5.6.2.
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Hexadecimal digits of a chunk's size, leading zeros included: 16 fill 64 bits. More are refused.

@@ -26,8 +26,9 @@ impl NameSet {
     {
         let mut names: Vec<Box<str>> = names
             .into_iter()
-            .map(|name| name.as_ref().to_ascii_lowercase().replace('_', "-").into())
-            .filter(|name: &Box<str>| !name.is_empty())
+            .map(|name| name.as_ref().to_ascii_lowercase().replace('_', "-"))
+            .filter(|name| !name.is_empty())
+            .map(String::into_boxed_str)
             .collect();
         names.sort_unstable();
         names.dedup();
@@ -85,6 +86,8 @@ impl Default for NameSet {
 pub struct ParamSet {
     /// Lower-case, decoded, sorted, no duplicates.
     names: Vec<Box<str>>,
+    /// Which first letters occur.
+    firsts: u32,
 }
 
 impl ParamSet {
@@ -96,12 +99,16 @@ impl ParamSet {
     {
         let mut names: Vec<Box<str>> = names
             .into_iter()
-            .map(|name| name.as_ref().trim().to_ascii_lowercase().into())
-            .filter(|name: &Box<str>| !name.is_empty())
+            .map(|name| name.as_ref().trim().to_ascii_lowercase())
+            .filter(|name| !name.is_empty())
+            .map(String::into_boxed_str)
             .collect();
         names.sort_unstable();
         names.dedup();
-        Self { names }
+        let firsts = names
+            .iter()
+            .fold(0, |firsts, name| firsts | first_bit(name.as_bytes()[0]));
+        Self { names, firsts }
     }
 
     /// Whether the name, as it stands in the query, is in the set.
@@ -113,7 +120,9 @@ impl ParamSet {
     /// The set's own spelling of `raw_name`, if it is in the set.
     #[must_use]
     pub fn get(&self, raw_name: &[u8]) -> Option<&str> {
-        if raw_name.is_empty() {
+        let first = *raw_name.first()?;
+        // A plain first letter that no name starts with settles it; an encoded one needs decoding.
+        if first.is_ascii_alphanumeric() && self.firsts & first_bit(first) == 0 {
             return None;
         }
         self.names

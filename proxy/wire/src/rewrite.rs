@@ -9,9 +9,7 @@
 //! the other side, names that only we may write.
 
 use crate::framing::BodyFraming;
-use crate::head::{
-    FieldId, Method, RequestHead, ResponseHead, TargetForm, Version, classify, is_shadow_or_own,
-};
+use crate::head::{FieldId, Method, RequestHead, ResponseHead, TargetForm, Version, classify};
 use crate::names::{NameSet, ParamSet};
 use crate::{Span, scrub, target};
 
@@ -266,12 +264,11 @@ pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
             FieldId::Cookie | FieldId::AltSvc => {
                 !is_nominated(name, head.nominated(), head.bytes())
             }
-            id => {
-                if is_shadow_or_own(id) {
-                    plan.stripped.add_received(name);
-                }
+            FieldId::ProxyAuthorization | FieldId::Own | FieldId::Shadow => {
+                plan.stripped.add_received(name);
                 false
             }
+            _ => false,
         };
         if keep {
             plan.head(field.line);
@@ -417,83 +414,55 @@ fn path(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
     plan.head(kept);
 }
 
-/// Writes the query without what is stripped. Kept parameters keep the separator before them, so
-/// the only separator that goes with a removed one is its own.
+/// Writes the query without what is stripped. A kept parameter keeps the separator before it, so the
+/// only separator that goes with a removed one is its own; right behind the injected parameter stands
+/// `&`, since not every server ends a value at `;`.
 fn query(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
-    let query = head.query_span();
-    let mut opened = false;
+    enum Before {
+        Path,
+        Injected,
+        Kept,
+    }
+    let mut before = Before::Path;
     if let Some(index) = edit.inject_param {
         plan.text(b"?");
         plan.external(index);
-        opened = true;
+        before = Before::Injected;
     }
-    let Some(query) = query else {
+    let Some(query) = head.query_span() else {
         return;
     };
     let bytes = query.of(head.bytes());
-    let mut removed = false;
-    // The run of kept bytes not yet written.
-    let mut run: Option<Span> = None;
-    let mut emit = |run: Span, plan: &mut Plan| {
-        if !opened {
-            // The received `?` stands before the first parameter only; elsewhere we write ours.
-            if run.start == query.start {
-                plan.head(Span {
-                    start: run.start - 1,
-                    end: run.start,
-                });
-            } else {
-                plan.text(b"?");
-            }
-            opened = true;
-            plan.head(run);
-        } else if run.start == query.start || !is_separator(head.bytes()[run.start as usize - 1]) {
-            plan.text(b"&");
-            plan.head(run);
-        } else {
-            plan.head(Span {
-                start: run.start - 1,
-                end: run.end,
-            });
-        }
-    };
-    for param in target::params(bytes) {
-        let name = &bytes[param.name];
-        let known = match edit.strip_params.get(name) {
-            Some(known) if !edit.keep_params.contains(name) => known,
-            _ => {
-                let whole = Span {
-                    start: query.start + param.whole.start as u32,
-                    end: query.start + param.whole.end as u32,
-                };
-                run = Some(match run {
-                    Some(run) => Span {
-                        start: run.start,
-                        end: whole.end,
-                    },
-                    None => whole,
-                });
-                continue;
-            }
-        };
-        plan.stripped.add("?", known);
-        removed = true;
-        if let Some(run) = run.take() {
-            emit(run, plan);
-        }
-    }
-    if let Some(run) = run {
-        emit(run, plan);
-    } else if bytes.is_empty() && !removed && edit.inject_param.is_none() {
+    if bytes.is_empty() && edit.inject_param.is_none() {
         plan.head(Span {
             start: query.start - 1,
             end: query.end,
         });
     }
-}
-
-fn is_separator(byte: u8) -> bool {
-    byte == b'&' || byte == b';'
+    for param in target::params(bytes) {
+        let name = &bytes[param.name];
+        if let Some(known) = edit.strip_params.get(name)
+            && !edit.keep_params.contains(name)
+        {
+            plan.stripped.add("?", known);
+            continue;
+        }
+        let start = query.start + param.whole.start as u32;
+        let end = query.start + param.whole.end as u32;
+        // The byte before a parameter is the `?` or its separator.
+        let joint = Span {
+            start: start - 1,
+            end: start,
+        };
+        match before {
+            Before::Path if start == query.start => plan.head(joint),
+            Before::Path => plan.text(b"?"),
+            Before::Injected => plan.text(b"&"),
+            Before::Kept => plan.head(joint),
+        }
+        plan.head(Span { start, end });
+        before = Before::Kept;
+    }
 }
 
 fn upgrade(token: Option<&[u8]>, plan: &mut Plan) {

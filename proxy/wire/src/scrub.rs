@@ -1,7 +1,10 @@
 //! Finding a secret in what comes back, in the forms in which APIs echo it.
 //!
-//! The searcher works on one contiguous piece; whoever streams keeps
-//! [`Scrubber::needle_bytes_max`]` - 1` bytes back, so that no hit straddles two pieces.
+//! The searcher works on one contiguous piece at a time. Whoever streams keeps the last
+//! [`Scrubber::unfinished`] bytes of a piece back, so that no hit straddles two pieces, and so that
+//! nothing waits that cannot be the start of one. What replaces a hit is the caller's choice.
+//!
+//! It lacks decompression: a body that arrives compressed is searched as it is.
 
 use core::fmt;
 use core::ops::Range;
@@ -10,9 +13,20 @@ use zeroize::Zeroizing;
 
 use crate::target;
 
-/// Searches for any of a set of needles. They are overwritten when it is dropped.
+/// Searches for any of a set of needles. They, and the tables made of them, are overwritten when it
+/// is dropped.
+///
+/// The search is Wu and Manber's: a window as long as the shortest needle slides over the input, and
+/// a table says, by the window's last three bytes, how far it may move at once. A key of 40 bytes is
+/// thus searched for by looking at about every thirtieth byte, in all its forms at once.
 pub struct Scrubber {
+    /// Longest first, no duplicates, each at least [`NEEDLE_BYTES_MIN`] long.
     needles: Vec<Zeroizing<Vec<u8>>>,
+    /// By [`block_hash`]: how far the window may move when it ends in such a block; 0 means that a
+    /// needle may start where the window does. Empty if there is no needle.
+    shifts: Zeroizing<Vec<u8>>,
+    /// Bytes of the window: the shortest needle's length, at most [`WINDOW_BYTES_MAX`].
+    window: usize,
 }
 
 impl Scrubber {
@@ -27,19 +41,63 @@ impl Scrubber {
             .collect();
         needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         needles.dedup();
-        Self { needles }
+        let window = needles
+            .last()
+            .map_or(0, |shortest| shortest.len().min(WINDOW_BYTES_MAX));
+        let mut shifts = Zeroizing::new(Vec::new());
+        if !needles.is_empty() {
+            shifts.resize(BLOCKS, (window - BLOCK_BYTES + 1) as u8);
+        }
+        for needle in &needles {
+            for (at, block) in needle[..window].windows(BLOCK_BYTES).enumerate() {
+                let shift = &mut shifts[block_hash([block[0], block[1], block[2]])];
+                *shift = (*shift).min((window - BLOCK_BYTES - at) as u8);
+            }
+        }
+        Self {
+            needles,
+            shifts,
+            window,
+        }
     }
 
     /// The first hit; of several that start there, the longest.
     #[must_use]
     pub fn find(&self, hay: &[u8]) -> Option<Range<usize>> {
-        self.needles
-            .iter()
-            .filter_map(|needle| {
-                let start = memchr::memmem::find(hay, needle)?;
-                Some(start..start + needle.len())
+        // Made once: the table's length is then known to be what the hash gives.
+        let shifts: &[u8; BLOCKS] = self.shifts[..].try_into().ok()?;
+        let mut end = self.window;
+        while let Some(&[a, b, c]) = hay.get(end.wrapping_sub(BLOCK_BYTES)..end) {
+            let shift = usize::from(shifts[block_hash([a, b, c])]);
+            if shift == 0 {
+                let start = end - self.window;
+                if let Some(needle) = self.needle_at(&hay[start..]) {
+                    return Some(start..start + needle.len());
+                }
+                end += 1;
+            } else {
+                end += shift;
+            }
+        }
+        None
+    }
+
+    /// How many bytes at the end of `hay` could be the start of a hit that more input completes: the
+    /// bytes to hold back when streaming. Fewer than the longest needle has, and usually 0.
+    ///
+    /// Meant for input in which [`find`](Self::find) finds nothing more.
+    #[must_use]
+    pub fn unfinished(&self, hay: &[u8]) -> usize {
+        let longest = self.needle_bytes_max().saturating_sub(1).min(hay.len());
+        let tail = &hay[hay.len() - longest..];
+        (0..tail.len())
+            .find(|&at| {
+                let rest = &tail[at..];
+                self.needles
+                    .iter()
+                    .any(|needle| rest.len() < needle.len() && needle.starts_with(rest))
             })
-            .min_by_key(|hit| hit.start)
+            .map_or(0, |at| tail.len() - at)
     }
 
     /// Whether there is nothing to find.
@@ -52,6 +110,14 @@ impl Scrubber {
     #[must_use]
     pub fn needle_bytes_max(&self) -> usize {
         self.needles.first().map_or(0, |needle| needle.len())
+    }
+
+    #[inline(never)]
+    fn needle_at(&self, hay: &[u8]) -> Option<&[u8]> {
+        self.needles
+            .iter()
+            .find(|needle| hay.starts_with(needle))
+            .map(|needle| &needle[..])
     }
 }
 
@@ -147,5 +213,198 @@ fn base64_inner(secret: &[u8], offset: usize, last_two: [u8; 2]) -> Vec<u8> {
         .collect()
 }
 
+/// Where a block stands in the table of shifts. Blocks that share a place only make steps shorter.
+#[inline]
+fn block_hash([a, b, c]: [u8; BLOCK_BYTES]) -> usize {
+    let mixed = u32::from(a) << 10 ^ u32::from(b) << 5 ^ u32::from(c);
+    mixed as usize % BLOCKS
+}
+
 /// Bytes below which a needle is left out: it would be found everywhere and garble what passes.
 const NEEDLE_BYTES_MIN: usize = 4;
+
+/// Bytes that choose a step of the search. At most [`NEEDLE_BYTES_MIN`].
+const BLOCK_BYTES: usize = 3;
+
+/// Entries of the table of steps: small enough to stay in the first-level cache, large enough that
+/// the blocks of a dozen needles leave most of it empty.
+const BLOCKS: usize = 8192;
+
+/// Bytes of the search window, so that a step fits a byte. Longer needles are searched by their first
+/// bytes and compared whole.
+const WINDOW_BYTES_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scrubber(needles: &[&str]) -> Scrubber {
+        let needles: Vec<&[u8]> = needles.iter().map(|needle| needle.as_bytes()).collect();
+        Scrubber::new(&needles)
+    }
+
+    #[test]
+    fn finds_the_first_and_longest() {
+        let check = |needles: &[&str], hay: &str, expected: Option<Range<usize>>| {
+            assert_eq!(
+                scrubber(needles).find(hay.as_bytes()),
+                expected,
+                "{needles:?} in {hay}"
+            );
+        };
+        check(&[], "anything", None);
+        check(&["abc"], "abc is too short to search for", None);
+        check(&["secret"], "", None);
+        check(&["secret"], "secre", None);
+        check(&["secret"], "secret", Some(0..6));
+        check(&["secret"], "a secret here", Some(2..8));
+        check(&["secret"], "ends in secret", Some(8..14));
+        check(&["secret"], "SECRET", None);
+        check(&["secret", "secretive"], "a secretive secret", Some(2..11));
+        check(&["secret", "secretive"], "a secretiv", Some(2..8));
+        check(&["aaaa"], "aaabaaaa", Some(4..8));
+        check(&["later", "early bird"], "early bird, later", Some(0..10));
+        let long = "0123456789".repeat(50);
+        check(&[&long], &format!("x{long}"), Some(1..501));
+        check(&[&long], &long[1..], None);
+    }
+
+    #[test]
+    fn agrees_with_a_naive_search() {
+        // Two letters make overlaps and near misses common.
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut letters = |len: usize| -> Vec<u8> {
+            (0..len)
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    b'a' + (state >> 40 & 1) as u8
+                })
+                .collect()
+        };
+        for round in 0..2000 {
+            let needles: Vec<Vec<u8>> = (0..1 + round % 4)
+                .map(|n| letters(4 + (round + 3 * n) % 9))
+                .collect();
+            let hay = letters(round % 80);
+            let slices: Vec<&[u8]> = needles.iter().map(Vec::as_slice).collect();
+            let scrubber = Scrubber::new(&slices);
+            let naive = (0..hay.len()).find_map(|at| {
+                let longest = slices
+                    .iter()
+                    .filter(|n| hay[at..].starts_with(n))
+                    .map(|n| n.len())
+                    .max()?;
+                Some(at..at + longest)
+            });
+            assert_eq!(scrubber.find(&hay), naive, "{needles:?} in {hay:?}");
+            let held = (0..hay.len())
+                .find(|&at| {
+                    slices
+                        .iter()
+                        .any(|n| n.len() > hay.len() - at && n.starts_with(&hay[at..]))
+                })
+                .map_or(0, |at| hay.len() - at);
+            assert_eq!(
+                scrubber.unfinished(&hay),
+                held,
+                "{needles:?} at the end of {hay:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn holds_back_only_what_may_become_a_hit() {
+        let scrubber = scrubber(&["secret", "ticket"]);
+        for (hay, held) in [
+            ("data: 1\n\n", 0),
+            ("s", 1),
+            ("a secre", 5),
+            ("secrets", 1),
+            ("tick", 4),
+            ("tickets", 1),
+            ("", 0),
+        ] {
+            assert_eq!(scrubber.unfinished(hay.as_bytes()), held, "{hay}");
+        }
+    }
+
+    #[test]
+    fn forms_cover_what_servers_echo() {
+        let key = b"a+b/c d~e*\xff\"k";
+        let forms = forms(key);
+        let has = |form: &str| forms.iter().any(|known| known == form.as_bytes());
+        assert!(forms.contains(&key.to_vec()));
+        for form in [
+            "a%2Bb%2Fc%20d~e%2A%FF%22k",
+            "a%2bb%2fc%20d~e%2a%ff%22k",
+            "a%2Bb%2Fc+d%7Ee*%FF%22k",
+            "a%2bb%2fc+d%7ee*%ff%22k",
+            "612b622f6320647e652aff226b",
+            "612B622F6320647E652AFF226B",
+        ] {
+            assert!(has(form), "{form}");
+        }
+        for (at, form) in forms.iter().enumerate() {
+            assert!(!forms[..at].contains(form), "form {at} stands twice");
+        }
+    }
+
+    #[test]
+    fn base64_is_found_whatever_stands_around_it() {
+        const ALPHABET: &[u8; 64] =
+            b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+        let encode = |bytes: &[u8]| -> Vec<u8> {
+            bytes
+                .chunks(3)
+                .flat_map(|group| {
+                    let bits = group
+                        .iter()
+                        .fold(0u32, |bits, &byte| bits << 8 | u32::from(byte))
+                        << (8 * (3 - group.len()));
+                    (0..=group.len()).map(move |at| ALPHABET[(bits >> (18 - 6 * at) & 63) as usize])
+                })
+                .collect()
+        };
+        let key = b"sk-live-0123?>~\xfe\xffABCdef";
+        let forms = forms(key);
+        let needles: Vec<&[u8]> = forms.iter().map(Vec::as_slice).collect();
+        let scrubber = Scrubber::new(&needles);
+        for before in 0..7 {
+            for behind in 0..4 {
+                let mut text = vec![b'u'; before];
+                text.extend_from_slice(key);
+                text.extend(vec![b'\xa5'; behind]);
+                let standard = encode(&text);
+                let url: Vec<u8> = standard
+                    .iter()
+                    .map(|byte| match byte {
+                        b'+' => b'-',
+                        b'/' => b'_',
+                        other => *other,
+                    })
+                    .collect();
+                assert!(
+                    scrubber.find(&standard).is_some(),
+                    "{before} before, {behind} behind"
+                );
+                assert!(
+                    scrubber.find(&url).is_some(),
+                    "{before} before, {behind} behind, url-safe"
+                );
+                text[before + 5] ^= 1;
+                assert!(
+                    scrubber.find(&encode(&text)).is_none(),
+                    "another key is not ours"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_needle() {
+        let shown = format!("{:?}", scrubber(&["hunter22"]));
+        assert_eq!(shown, "Scrubber { needles: 1 }");
+    }
+}

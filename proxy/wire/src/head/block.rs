@@ -245,6 +245,12 @@ pub(super) fn list_members(value: &[u8]) -> impl Iterator<Item = (&[u8], core::o
     })
 }
 
+/// 1*tchar (RFC 9110 section 5.6.2).
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
+    let is_tchar = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(is_tchar)
+}
+
 /// Space or tab.
 pub(super) fn is_ows(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
@@ -288,7 +294,7 @@ fn why_controls(head: &[u8]) -> HeadError {
 
 /// Refuses an LF without CR before it and a CR without LF behind it, from `from` on. A CR at the
 /// very end may still get its LF.
-fn check_line_ends(bytes: &[u8], from: usize) -> Result<(), HeadError> {
+pub(super) fn check_line_ends(bytes: &[u8], from: usize) -> Result<(), HeadError> {
     for at in memchr::memchr2_iter(b'\r', b'\n', &bytes[from..]).map(|at| from + at) {
         let fits = if bytes[at] == b'\r' {
             bytes.get(at + 1).is_none_or(|&next| next == b'\n')

@@ -40,6 +40,8 @@ pub enum FieldId {
     ProxyConnection,
     /// `Proxy-Authenticate` and `Proxy-Authentication-Info`: for the next hop only.
     ProxyAuthenticate,
+    /// `Proxy-Authorization`: for us, if for anyone.
+    ProxyAuthorization,
     /// `HTTP2-Settings`, which only makes sense beside an `h2c` upgrade.
     Http2Settings,
     /// `Expect`.
@@ -78,6 +80,7 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
         16 if eq_folded(name, b"proxy-connection") => FieldId::ProxyConnection,
         17 if eq_folded(name, b"transfer-encoding") => FieldId::TransferEncoding,
         18 if eq_folded(name, b"proxy-authenticate") => FieldId::ProxyAuthenticate,
+        19 if eq_folded(name, b"proxy-authorization") => return FieldId::ProxyAuthorization,
         25 if eq_folded(name, b"proxy-authentication-info") => FieldId::ProxyAuthenticate,
         8.. if is_own(name) => return FieldId::Own,
         _ => return FieldId::Other,
@@ -87,11 +90,6 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
     } else {
         id
     }
-}
-
-/// Whether a field of this kind never passes, in either direction and whatever else is configured.
-pub(crate) fn is_shadow_or_own(id: FieldId) -> bool {
-    matches!(id, FieldId::Shadow | FieldId::Own)
 }
 
 fn is_own(name: &[u8]) -> bool {

@@ -19,8 +19,8 @@ pub use field::{Field, FieldId};
 pub use request::{Method, RequestHead, TargetForm};
 pub use response::ResponseHead;
 
-pub(crate) use block::{LengthSeen, TransferCodingSeen};
-pub(crate) use field::{classify, is_shadow_or_own};
+pub(crate) use block::{LengthSeen, TransferCodingSeen, is_token};
+pub(crate) use field::classify;
 
 /// How large a head may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use core::ops::Range;
 use super::block::{
     Block, FIELDS_CEILING, LengthSeen, TransferCodingSeen, list_members, too_large,
 };
+use super::block::{check_line_ends, is_token};
 use super::{Field, FieldId, HeadError, HeadLimits, Parse, Version};
 use crate::{Span, target};
 
@@ -94,11 +95,12 @@ impl RequestHead {
         } else {
             b" HTTP/1.1\r\n"
         };
-        if buffer[0] != method.as_bytes()[0]
+        if method.as_ptr() != buffer.as_ptr()
+            || uri.as_ptr() as usize - buffer.as_ptr() as usize != target.range().start
             || buffer[method.len()] != b' '
             || buffer.get(target.range().end..line_end) != Some(tail)
         {
-            return Err(HeadError::RequestLine);
+            return Err(request_line_refusal(buffer));
         }
         if method.len() > METHOD_BYTES_MAX {
             return Err(HeadError::MethodTooLong);
@@ -491,8 +493,8 @@ fn scheme_len(target: &[u8]) -> Option<usize> {
         })
 }
 
-/// What httparse's refusal means. It stops at the first bad byte, so this looks at the raw bytes
-/// for the plainer reasons.
+/// What httparse's refusal means. It stops at the first byte it dislikes and says little; this looks
+/// at the raw request line for the reason that helps.
 #[cold]
 fn refusal(error: httparse::Error, buffer: &[u8]) -> HeadError {
     match error {
@@ -500,21 +502,45 @@ fn refusal(error: httparse::Error, buffer: &[u8]) -> HeadError {
         httparse::Error::HeaderName => HeadError::FieldName,
         httparse::Error::HeaderValue => HeadError::FieldValue,
         httparse::Error::NewLine => HeadError::LineEnding,
-        httparse::Error::Version => {
-            let line = buffer
-                .split(|&byte| byte == b'\r' || byte == b'\n')
-                .next()
-                .unwrap_or_default();
-            match line.rsplit(|&byte| byte == b' ').next() {
-                Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
-                    if major.is_ascii_digit() && minor.is_ascii_digit() =>
-                {
-                    HeadError::Version
-                }
-                _ => HeadError::RequestLine,
-            }
+        _ => request_line_refusal(buffer),
+    }
+}
+
+#[cold]
+fn request_line_refusal(buffer: &[u8]) -> HeadError {
+    let end = memchr::memchr2(b'\r', b'\n', buffer).unwrap_or(buffer.len());
+    if let Err(error) = check_line_ends(&buffer[..buffer.len().min(end + 2)], 0) {
+        return error;
+    }
+    let line = &buffer[..end];
+    let is_version = |part: &[u8]| {
+        matches!(part, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
+            if major.is_ascii_digit() && minor.is_ascii_digit())
+    };
+    let Some(first) = memchr::memchr(b' ', line) else {
+        return HeadError::RequestLine;
+    };
+    let behind = &line[first + 1..];
+    let (target, version) = match memchr::memrchr(b' ', behind) {
+        Some(last) if is_version(&behind[last + 1..]) => {
+            (&behind[..last], Some(&behind[last + 1..]))
         }
-        _ => HeadError::RequestLine,
+        _ => (
+            behind
+                .split(|&byte| byte == b' ')
+                .next()
+                .unwrap_or_default(),
+            None,
+        ),
+    };
+    if !is_token(&line[..first]) || target.is_empty() {
+        HeadError::RequestLine
+    } else if !target_bytes_allowed(target) {
+        HeadError::TargetBytes
+    } else if version.is_some() {
+        HeadError::Version
+    } else {
+        HeadError::RequestLine
     }
 }
 
