@@ -1,0 +1,319 @@
+//! [`Credential`]: a key with its name, its version and the way it is written.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use wire::scrub::{self, Scrubber};
+use wire::target::percent_encode_query;
+use zeroize::Zeroizing;
+
+use crate::secret::Secret;
+
+/// Secrets shorter than this are not searched for in responses: they would be
+/// found by chance. `check` warns about them.
+pub const SCRUB_BYTES_MIN: usize = 8;
+
+/// How a key is written into a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Injection {
+    /// `Authorization: Bearer KEY` (RFC 6750, section 2.1).
+    Bearer,
+    /// `Authorization: Basic base64(username:KEY)` (RFC 7617). Without a
+    /// username the secret is the whole `user:password`.
+    Basic {
+        /// The fixed part before the colon, where the provider has one.
+        username: Option<String>,
+    },
+    /// A header of the provider's own; `{key}` in the template is replaced.
+    Header {
+        /// The field name, written as given.
+        name: String,
+        /// The value, with `{key}` exactly once.
+        template: String,
+    },
+    /// A query parameter.
+    Query {
+        /// The parameter's name, not yet encoded.
+        name: String,
+    },
+}
+
+impl Injection {
+    /// The header that this writes, if it writes one.
+    pub fn header_slot(&self) -> Option<&str> {
+        match self {
+            Injection::Bearer | Injection::Basic { .. } => Some("authorization"),
+            Injection::Header { name, .. } => Some(name),
+            Injection::Query { .. } => None,
+        }
+    }
+
+    /// The query parameter that this writes, if it writes one.
+    pub fn query_slot(&self) -> Option<&str> {
+        match self {
+            Injection::Query { name } => Some(name),
+            _ => None,
+        }
+    }
+
+    /// What an operator reads, with the value hidden.
+    pub fn describe(&self) -> String {
+        match self {
+            Injection::Bearer => "Authorization: Bearer <hidden>".to_owned(),
+            Injection::Basic {
+                username: Some(user),
+            } => {
+                format!("Authorization: Basic base64({user}:<hidden>)")
+            }
+            Injection::Basic { username: None } => {
+                "Authorization: Basic base64(<hidden>)".to_owned()
+            }
+            Injection::Header { name, template } => {
+                format!("{name}: {}", template.replace("{key}", "<hidden>"))
+            }
+            Injection::Query { name } => format!("?{name}=<hidden>"),
+        }
+    }
+}
+
+/// Why a secret cannot be a credential. The texts never quote the secret.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CredentialError {
+    /// Nothing was read.
+    #[error("the secret is empty")]
+    Empty,
+    /// A line break or another control character would end the header early.
+    #[error(
+        "the secret contains a control character or line break inside; a key is one line of printable text"
+    )]
+    ControlCharacter,
+    /// `basic` without a username needs `user:password`.
+    #[error(
+        "`basic` without `username` needs a secret of the form user:password, and there is no colon in it"
+    )]
+    BasicWithoutColon,
+    /// A template without its slot, or with two.
+    #[error("the template must contain {{key}} exactly once")]
+    Template,
+}
+
+/// A key, ready to be written: rendered once, shared by every request.
+pub struct Credential {
+    name: Box<str>,
+    version: Box<str>,
+    injection: Injection,
+    /// The whole header line with its CRLF, or `name=value` for a query.
+    rendered: Secret,
+    scrubber: Scrubber,
+}
+
+impl Credential {
+    /// Renders `secret` as `injection` says. One trailing line break is taken
+    /// off, since editors and `echo` put one there.
+    ///
+    /// `version` is what the audit trail calls this value: it must say nothing of it.
+    ///
+    /// # Errors
+    /// [`CredentialError`] when the secret cannot be written that way.
+    pub fn new(
+        name: &str,
+        version: &str,
+        injection: Injection,
+        secret: &Secret,
+    ) -> Result<Self, CredentialError> {
+        let mut key = secret.expose();
+        key = key.strip_suffix(b"\n").unwrap_or(key);
+        key = key.strip_suffix(b"\r").unwrap_or(key);
+        if key.is_empty() {
+            return Err(CredentialError::Empty);
+        }
+        if key.iter().any(|&byte| byte < 0x20 || byte == 0x7f) {
+            return Err(CredentialError::ControlCharacter);
+        }
+        let mut needles: Vec<Zeroizing<Vec<u8>>> = Vec::new();
+        if key.len() >= SCRUB_BYTES_MIN {
+            needles.extend(scrub::forms(key).into_iter().map(Zeroizing::new));
+        }
+        // Sized ahead: a Vec that grows leaves copies of the key behind it.
+        let mut rendered = Vec::with_capacity(64 + key.len() * 3 + 256);
+        match &injection {
+            Injection::Bearer => {
+                rendered.extend_from_slice(b"Authorization: Bearer ");
+                rendered.extend_from_slice(key);
+                rendered.extend_from_slice(b"\r\n");
+            }
+            Injection::Basic { username } => {
+                let mut pair = Zeroizing::new(Vec::with_capacity(
+                    key.len() + username.as_ref().map_or(0, String::len) + 1,
+                ));
+                match username {
+                    Some(username) => {
+                        pair.extend_from_slice(username.as_bytes());
+                        pair.push(b':');
+                        pair.extend_from_slice(key);
+                    }
+                    None if !key.contains(&b':') => return Err(CredentialError::BasicWithoutColon),
+                    None => {
+                        pair.extend_from_slice(key);
+                        // The password alone is a secret too; the account name is not.
+                        let password = key.splitn(2, |&byte| byte == b':').nth(1).unwrap_or(&[]);
+                        if password.len() >= SCRUB_BYTES_MIN {
+                            needles.extend(scrub::forms(password).into_iter().map(Zeroizing::new));
+                        }
+                    }
+                }
+                let encoded = Zeroizing::new(STANDARD.encode(&pair[..]));
+                rendered.extend_from_slice(b"Authorization: Basic ");
+                rendered.extend_from_slice(encoded.as_bytes());
+                rendered.extend_from_slice(b"\r\n");
+                needles.push(Zeroizing::new(encoded.as_bytes().to_vec()));
+            }
+            Injection::Header { name, template } => {
+                let mut parts = template.split("{key}");
+                let (Some(before), Some(after), None) = (parts.next(), parts.next(), parts.next())
+                else {
+                    return Err(CredentialError::Template);
+                };
+                rendered.reserve_exact(name.len() + template.len());
+                rendered.extend_from_slice(name.as_bytes());
+                rendered.extend_from_slice(b": ");
+                rendered.extend_from_slice(before.as_bytes());
+                rendered.extend_from_slice(key);
+                rendered.extend_from_slice(after.as_bytes());
+                rendered.extend_from_slice(b"\r\n");
+            }
+            Injection::Query { name } => {
+                percent_encode_query(name.as_bytes(), &mut rendered);
+                rendered.push(b'=');
+                percent_encode_query(key, &mut rendered);
+            }
+        }
+        let slices: Vec<&[u8]> = needles.iter().map(|needle| &needle[..]).collect();
+        Ok(Self {
+            name: name.into(),
+            version: version.into(),
+            injection,
+            rendered: Secret::new(rendered),
+            scrubber: Scrubber::new(&slices),
+        })
+    }
+
+    /// The name in the configuration, and on the audit trail.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Which value this is, in the source's own terms.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// How it is written.
+    pub fn injection(&self) -> &Injection {
+        &self.injection
+    }
+
+    /// Finds the value, in its usual encodings, in what comes back.
+    pub fn scrubber(&self) -> &Scrubber {
+        &self.scrubber
+    }
+
+    /// The rendered line or parameter, for a [`Permit`](crate::Permit) alone.
+    pub(crate) fn rendered(&self) -> &[u8] {
+        self.rendered.expose()
+    }
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credential({} {})", self.name, self.version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(injection: Injection, secret: &str, expected: Result<&str, CredentialError>) {
+        let made = Credential::new("c", "v", injection, &Secret::new(secret.into()));
+        match (made, expected) {
+            (Ok(made), Ok(expected)) => {
+                assert_eq!(made.rendered(), expected.as_bytes());
+                let shown = format!("{made:?}");
+                assert!(!shown.contains(secret.trim_end()), "Debug shows the secret");
+            }
+            (Err(made), Err(expected)) => assert_eq!(made, expected),
+            (made, expected) => panic!("{made:?} is not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn rendering() {
+        use CredentialError as E;
+        use Injection as I;
+        let basic = |user: Option<&str>| I::Basic {
+            username: user.map(str::to_owned),
+        };
+        let header = |name: &str, template: &str| I::Header {
+            name: name.into(),
+            template: template.into(),
+        };
+        check(
+            I::Bearer,
+            "sk-12345678",
+            Ok("Authorization: Bearer sk-12345678\r\n"),
+        );
+        check(
+            I::Bearer,
+            "sk-12345678\n",
+            Ok("Authorization: Bearer sk-12345678\r\n"),
+        );
+        check(
+            I::Bearer,
+            "sk-12345678\r\n",
+            Ok("Authorization: Bearer sk-12345678\r\n"),
+        );
+        check(I::Bearer, "", Err(E::Empty));
+        check(I::Bearer, "\n", Err(E::Empty));
+        check(I::Bearer, "sk\r\nX-Evil: 1", Err(E::ControlCharacter));
+        check(I::Bearer, "sk-1\n\n", Err(E::ControlCharacter));
+        check(
+            basic(Some("api")),
+            "key-1",
+            Ok("Authorization: Basic YXBpOmtleS0x\r\n"),
+        );
+        check(
+            basic(None),
+            "AC1:token",
+            Ok("Authorization: Basic QUMxOnRva2Vu\r\n"),
+        );
+        check(basic(None), "token", Err(E::BasicWithoutColon));
+        check(header("X-Api-Key", "{key}"), "k", Ok("X-Api-Key: k\r\n"));
+        check(
+            header("X-Auth", "Token {key};v=1"),
+            "k",
+            Ok("X-Auth: Token k;v=1\r\n"),
+        );
+        check(header("X-Auth", "Token"), "k", Err(E::Template));
+        check(header("X-Auth", "{key}{key}"), "k", Err(E::Template));
+        check(
+            I::Query { name: "key".into() },
+            "a b&c=d/é",
+            Ok("key=a%20b%26c%3Dd%2F%C3%A9"),
+        );
+    }
+
+    #[test]
+    fn the_scrubber_knows_what_was_written() {
+        let secret = Secret::new(b"api:correct-horse-battery".to_vec());
+        let credential = Credential::new("c", "v", Injection::Basic { username: None }, &secret)
+            .expect("a pair");
+        for hay in [
+            &b"Location: /?p=correct-horse-battery"[..],
+            b"X: YXBpOmNvcnJlY3QtaG9yc2UtYmF0dGVyeQ==",
+        ] {
+            assert!(credential.scrubber().find(hay).is_some());
+        }
+        assert!(credential.scrubber().find(b"Location: /?p=api").is_none());
+    }
+}

@@ -1,0 +1,48 @@
+//! [`Secret`]: bytes that cannot be printed and are wiped when dropped.
+
+use zeroize::Zeroizing;
+
+/// Key material. `Debug` shows nothing of it, there is no `Display`, no
+/// `Clone`, no comparison, and reading it is private to this crate.
+pub struct Secret(Zeroizing<Vec<u8>>);
+
+impl Secret {
+    /// Takes the bytes over. A caller that has other copies wipes them.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Length in bytes, which `check` warns about when it is too short to search for.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes. A search for this name is the whole audit of who reads keys.
+    pub(crate) fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_nothing() {
+        assert_eq!(
+            format!("{:?}", Secret::new(b"sk_live".to_vec())),
+            "Secret(..)"
+        );
+    }
+}

@@ -1,0 +1,372 @@
+//! [`Snapshot`]: everything a worker needs to decide, fixed at one moment.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use wire::head::{HeadLimits, Method, RequestHead};
+use wire::target::{authority_host, readings};
+
+use crate::access::Caller;
+use crate::route::Route;
+use crate::upstream::{CredentialId, Upstream};
+use crate::verdict::{Denial, Permit, Verdict};
+
+/// A whole configuration, resolved: no names to look up, nothing optional left
+/// that should have been decided. Replaced whole, never changed.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counted from 1; the audit trail and the log name it.
+    pub generation: u64,
+    /// What is listened on. A worker compares addresses with what it has bound.
+    pub listeners: Vec<Listener>,
+    /// Virtual hosts; see [`Snapshot::find_host`].
+    hosts: Vec<VirtualHost>,
+    exact: HashMap<Box<str>, usize>,
+    /// Keyed by what follows the `*.`.
+    wildcard: HashMap<Box<str>, usize>,
+    /// Every upstream that a route leads to, once each.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Times and bounds towards callers.
+    pub limits: ServerLimits,
+    /// This instance's mark in `CDN-Loop` (RFC 8586), a token that says nothing.
+    pub loop_token: Box<str>,
+}
+
+/// Where callers connect.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// The name in the configuration, and on the audit trail.
+    pub name: Arc<str>,
+    /// Every address that it is bound to.
+    pub addresses: Vec<SocketAddr>,
+    /// `false` serves clear text, which the file must say for this listener.
+    pub tls: bool,
+    /// What happens without a known server name.
+    pub unknown_sni: UnknownSni,
+}
+
+/// The answer to a handshake whose server name is absent or unknown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UnknownSni {
+    /// The alert `unrecognized_name` (RFC 6066, section 3), and no certificate.
+    Refuse,
+    /// This virtual host's certificate; its routes are reached only by a `Host`
+    /// field that names it.
+    Host(Box<str>),
+}
+
+/// A name that is served, with its certificate and its routes.
+#[derive(Debug)]
+pub struct VirtualHost {
+    /// `api.example.com`, or `*.example.com`; lower case.
+    pub name: Box<str>,
+    /// The listeners that serve it, by name; empty is all.
+    pub listeners: Vec<Box<str>>,
+    /// `None` is served on clear-text listeners only.
+    pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Longest path first; among equals, those that list methods first.
+    routes: Vec<Route>,
+}
+
+impl VirtualHost {
+    /// Puts the routes into the order in which they are tried.
+    pub fn new(
+        name: &str,
+        listeners: Vec<Box<str>>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        mut routes: Vec<Route>,
+    ) -> Self {
+        routes.sort_by_key(|route| {
+            (
+                std::cmp::Reverse(route.path.len()),
+                route.methods.is_empty(),
+            )
+        });
+        Self {
+            name: name.to_ascii_lowercase().into(),
+            listeners,
+            tls,
+            routes,
+        }
+    }
+
+    /// The routes in the order in which they are tried.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Whether the listener serves this host.
+    pub fn is_on(&self, listener: &str) -> bool {
+        self.listeners.is_empty() || self.listeners.iter().any(|name| **name == *listener)
+    }
+
+    /// The route of one reading of a path: the longest prefix, then the method.
+    fn route(&self, path: &[u8], method: &str) -> Found {
+        let mut at = 0;
+        while let Some(route) = self.routes.get(at) {
+            if route.covers(path) {
+                // Equal prefixes stand together. A shorter one is never tried: it
+                // may be looser, and the longer one was meant.
+                let same = self.routes[at..]
+                    .iter()
+                    .take_while(|other| other.path == route.path)
+                    .position(|other| other.serves(method));
+                return same.map_or(Found::WrongMethod, |offset| Found::Route(at + offset));
+            }
+            at += 1;
+        }
+        Found::Nothing
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Route(usize),
+    WrongMethod,
+    Nothing,
+}
+
+/// Times and bounds towards callers; the bounds count per core.
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLimits {
+    /// For the TLS handshake. Past it the connection is closed.
+    pub handshake_timeout: Duration,
+    /// From the first byte of a request head to its end. Past it: 408, close.
+    pub head_timeout: Duration,
+    /// Between exchanges on a kept-alive connection. Past it the connection is closed.
+    pub idle_timeout: Duration,
+    /// Between two reads of a request body, and for each write to the caller.
+    /// Past it the exchange is cut.
+    pub read_timeout: Duration,
+    /// How long draining waits for exchanges in flight.
+    pub drain_timeout: Duration,
+    /// Connections at once. Past it a new connection is closed at once, and counted.
+    pub connections_max: usize,
+    /// Size of a request head. Past it: 431.
+    pub head: HeadLimits,
+}
+
+impl Default for ServerLimits {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            read_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+            connections_max: 16_384,
+            head: HeadLimits::default(),
+        }
+    }
+}
+
+/// Where [`Snapshot::find_host`] found a virtual host. Valid for one generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostIndex(usize);
+
+/// Names a route of one snapshot, for records that outlive a borrow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteIndex {
+    host: HostIndex,
+    route: usize,
+}
+
+impl Snapshot {
+    /// The route behind an index of this generation.
+    pub fn route(&self, index: RouteIndex) -> &Route {
+        &self.host(index.host).routes[index.route]
+    }
+
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// The name of a host that is there twice.
+    pub fn new(
+        generation: u64,
+        listeners: Vec<Listener>,
+        hosts: Vec<VirtualHost>,
+        limits: ServerLimits,
+        loop_token: &str,
+    ) -> Result<Self, String> {
+        let mut exact = HashMap::new();
+        let mut wildcard = HashMap::new();
+        let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
+        for (index, host) in hosts.iter().enumerate() {
+            let earlier = match host.name.strip_prefix("*.") {
+                Some(suffix) => wildcard.insert(suffix.into(), index),
+                None => exact.insert(host.name.clone(), index),
+            };
+            if earlier.is_some() {
+                return Err(format!("the host `{}` is there twice", host.name));
+            }
+            for route in &host.routes {
+                if upstreams.iter().all(|known| known.id != route.upstream.id) {
+                    upstreams.push(Arc::clone(&route.upstream));
+                }
+            }
+        }
+        Ok(Self {
+            generation,
+            listeners,
+            hosts,
+            exact,
+            wildcard,
+            upstreams,
+            limits,
+            loop_token: loop_token.into(),
+        })
+    }
+
+    /// Every virtual host.
+    pub fn hosts(&self) -> &[VirtualHost] {
+        &self.hosts
+    }
+
+    /// The virtual host of a name in lower case: the exact one, or else the
+    /// wildcard one level up (RFC 6125, section 6.4.3: `*` is one label).
+    pub fn find_host(&self, name: &str) -> Option<HostIndex> {
+        if let Some(&index) = self.exact.get(name) {
+            return Some(HostIndex(index));
+        }
+        let (label, parent) = name.split_once('.')?;
+        if label.is_empty() {
+            return None;
+        }
+        self.wildcard.get(parent).map(|&index| HostIndex(index))
+    }
+
+    /// The host behind an index of this generation.
+    pub fn host(&self, index: HostIndex) -> &VirtualHost {
+        &self.hosts[index.0]
+    }
+
+    /// Whether each credential of the snapshot is still the named one; used to
+    /// close pooled connections of credentials that are gone.
+    pub fn has_pool(&self, upstream: crate::UpstreamId, credential: Option<CredentialId>) -> bool {
+        self.hosts
+            .iter()
+            .flat_map(|host| &host.routes)
+            .any(|route| {
+                route.upstream.id == upstream
+                    && route.credential.as_ref().map(|(id, _)| *id) == credential
+            })
+    }
+
+    /// The one decision: may this caller do this? The only maker of a [`Permit`].
+    ///
+    /// `listener` is the name of the listener that accepted the connection.
+    pub fn authorize<'s>(
+        &'s self,
+        listener: &str,
+        caller: &Caller<'_>,
+        head: &RequestHead,
+    ) -> Verdict<'s> {
+        match self.decide(listener, caller, head) {
+            Ok(permit) => Verdict::Allow(permit),
+            Err(denial) => Verdict::Deny(denial),
+        }
+    }
+
+    fn decide<'s>(
+        &'s self,
+        listener: &str,
+        caller: &Caller<'_>,
+        head: &RequestHead,
+    ) -> Result<Permit<'s>, Denial> {
+        // RFC 9110, 9.3.8: TRACE reflects the request, key and all. TRACK is its
+        // nickname. CONNECT asks for a tunnel to a place of the caller's choice.
+        if matches!(
+            head.method(),
+            Method::Trace | Method::Track | Method::Connect
+        ) {
+            return Err(Denial::METHOD_REFUSED);
+        }
+        let host_index = self.agreed_host(caller, head)?;
+        let host = self.host(host_index);
+        if !host.is_on(listener) {
+            return Err(Denial::UNKNOWN_HOST);
+        }
+        // RFC 8586: our own mark in a request that arrives means it went round.
+        if head.cdn_loop_contains(self.loop_token.as_bytes()) {
+            return Err(Denial::LOOP);
+        }
+        let method = head.method_str();
+        let path = head.path();
+        let found = host.route(path, method);
+        let others = readings(path);
+        // Another reading that leads elsewhere means that we and the upstream may
+        // disagree on what was asked for; policy would then guard the wrong door.
+        if others
+            .iter()
+            .any(|other| host.route(other, method) != found)
+        {
+            return Err(Denial::AMBIGUOUS_PATH);
+        }
+        let (route, index) = match found {
+            Found::Route(at) => (
+                &host.routes[at],
+                RouteIndex {
+                    host: host_index,
+                    route: at,
+                },
+            ),
+            Found::WrongMethod => return Err(Denial::METHOD_NOT_SERVED),
+            Found::Nothing => return Err(Denial::NO_ROUTE),
+        };
+        if !route.callers.allow(caller.address) {
+            return Err(Denial::CALLER_REFUSED.on(&route.name));
+        }
+        if !route.refused.is_empty() {
+            let upstream_path = route.upstream_path_of(path);
+            if route
+                .refused
+                .iter()
+                .any(|endpoint| endpoint.matches(head.method(), method, &upstream_path))
+            {
+                return Err(Denial::KEY_MANAGEMENT.on(&route.name));
+            }
+        }
+        Ok(Permit::new(route, index, &self.loop_token))
+    }
+
+    /// The virtual host on which the handshake's server name, the `Host` field
+    /// and an absolute target agree.
+    fn agreed_host(&self, caller: &Caller<'_>, head: &RequestHead) -> Result<HostIndex, Denial> {
+        // RFC 9112, 3.2.2: an absolute target's authority wins over Host; we
+        // refuse the pair when they differ, since somebody behind us may not know.
+        let named = match (head.authority(), head.host()) {
+            (Some(authority), Some(host)) => {
+                let authority = authority_host(authority).ok_or(Denial::BAD_HOST)?;
+                let host = authority_host(host).ok_or(Denial::BAD_HOST)?;
+                if !authority.0.eq_ignore_ascii_case(host.0) {
+                    return Err(Denial::MISDIRECTED);
+                }
+                Some(authority.0)
+            }
+            (Some(one), None) | (None, Some(one)) => {
+                Some(authority_host(one).ok_or(Denial::BAD_HOST)?.0)
+            }
+            (None, None) => None,
+        };
+        let named = match named {
+            Some(name) => Some(lower(name).ok_or(Denial::BAD_HOST)?),
+            None => None,
+        };
+        let name = match (caller.server_name, named) {
+            (Some(sni), Some(named)) if *sni != *named => return Err(Denial::MISDIRECTED),
+            // HTTP/1.0 without Host: the handshake has said it.
+            (Some(sni), None) => sni.to_owned(),
+            (_, Some(named)) => named,
+            (None, None) => return Err(Denial::BAD_HOST),
+        };
+        self.find_host(&name).ok_or(Denial::UNKNOWN_HOST)
+    }
+}
+
+/// A host name in lower case, without the root's dot.
+fn lower(name: &[u8]) -> Option<String> {
+    let name = std::str::from_utf8(name).ok()?;
+    Some(name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase())
+}

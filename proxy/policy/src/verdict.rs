@@ -1,0 +1,319 @@
+//! [`Verdict`]: what was decided, and [`Permit`], the only way to a key.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use wire::framing::BodyFraming;
+use wire::head::RequestHead;
+use wire::rewrite::{self, Plan, RequestEdit};
+
+use crate::credential::Credential;
+use crate::route::Route;
+use crate::snapshot::RouteIndex;
+use crate::upstream::{CredentialId, Upstream, UpstreamId};
+
+/// The decision on one request.
+#[derive(Debug)]
+pub enum Verdict<'s> {
+    /// It may go on, as the permit says.
+    Allow(Permit<'s>),
+    /// It may not.
+    Deny(Denial),
+}
+
+/// Who refused or failed an exchange, on the audit trail and in our own answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refuser {
+    /// The caller: its request was malformed, or it went away.
+    Caller,
+    /// A rule of the configuration.
+    Policy,
+    /// The third-party API, or the way to it.
+    Upstream,
+    /// Claviger itself: a bound was reached, or something broke.
+    Claviger,
+}
+
+impl Refuser {
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Refuser::Caller => "caller",
+            Refuser::Policy => "policy",
+            Refuser::Upstream => "upstream",
+            Refuser::Claviger => "claviger",
+        }
+    }
+}
+
+/// Why a request is answered here and not by the upstream. Says nothing that
+/// the caller sent, and names no secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// The status of the answer.
+    pub status: u16,
+    /// Machine-readable, snake_case, stable.
+    pub reason: &'static str,
+    /// A sentence for whoever reads the answer, with the cure.
+    pub detail: &'static str,
+    /// Who refused.
+    pub refuser: Refuser,
+    /// The route whose rule it was, if it came that far.
+    pub route: Option<Box<str>>,
+}
+
+impl Denial {
+    const fn new(
+        status: u16,
+        reason: &'static str,
+        refuser: Refuser,
+        detail: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            reason,
+            detail,
+            refuser,
+            route: None,
+        }
+    }
+
+    /// The same, with the route whose rule refused.
+    #[must_use]
+    pub fn on(mut self, route: &str) -> Self {
+        self.route = Some(route.into());
+        self
+    }
+
+    /// TRACE, TRACK or CONNECT.
+    pub const METHOD_REFUSED: Denial = Denial::new(
+        405,
+        "method_refused",
+        Refuser::Policy,
+        "TRACE, TRACK and CONNECT are never forwarded.",
+    );
+    /// No usable host.
+    pub const BAD_HOST: Denial = Denial::new(
+        400,
+        "bad_host",
+        Refuser::Caller,
+        "The request names no host, or its Host field is malformed.",
+    );
+    /// SNI, Host and absolute target name different hosts (RFC 9110, 15.5.20).
+    pub const MISDIRECTED: Denial = Denial::new(
+        421,
+        "misdirected_request",
+        Refuser::Policy,
+        "The TLS server name, the Host field and the request target must name the same host.",
+    );
+    /// A host that is not served here.
+    pub const UNKNOWN_HOST: Denial = Denial::new(
+        421,
+        "unknown_host",
+        Refuser::Policy,
+        "This host is not configured here.",
+    );
+    /// The request has passed through this instance before (RFC 5842, 7.2).
+    pub const LOOP: Denial = Denial::new(
+        508,
+        "loop_detected",
+        Refuser::Policy,
+        "This request has already passed through this Claviger: the upstream's name leads back to it. Check the resolvers in [dns]; they must be public ones.",
+    );
+    /// Two readings of the path lead to different rules.
+    pub const AMBIGUOUS_PATH: Denial = Denial::new(
+        400,
+        "ambiguous_path",
+        Refuser::Policy,
+        "The path can be read in several ways that fall under different rules. Send it without dot segments, empty segments and encoded slashes.",
+    );
+    /// No route covers the path.
+    pub const NO_ROUTE: Denial = Denial::new(
+        404,
+        "no_route",
+        Refuser::Policy,
+        "No route covers this path on this host.",
+    );
+    /// A route covers the path, but not with this method.
+    pub const METHOD_NOT_SERVED: Denial = Denial::new(
+        405,
+        "method_not_served",
+        Refuser::Policy,
+        "The route for this path does not serve this method.",
+    );
+    /// The caller's address is not among those that may use the route.
+    pub const CALLER_REFUSED: Denial = Denial::new(
+        403,
+        "caller_not_allowed",
+        Refuser::Policy,
+        "This caller may not use this route.",
+    );
+    /// An endpoint that reads or mints keys.
+    pub const KEY_MANAGEMENT: Denial = Denial::new(
+        403,
+        "key_management_refused",
+        Refuser::Policy,
+        "This endpoint reads or makes API keys. The route does not allow that (allow_key_management = false).",
+    );
+}
+
+/// Proof that a request was authorised. Made by
+/// [`Snapshot::authorize`](crate::Snapshot::authorize) alone, and the only way
+/// to a credential.
+#[derive(Debug)]
+pub struct Permit<'s> {
+    route: &'s Route,
+    index: RouteIndex,
+    loop_token: &'s str,
+}
+
+impl<'s> Permit<'s> {
+    pub(crate) fn new(route: &'s Route, index: RouteIndex, loop_token: &'s str) -> Self {
+        Self {
+            route,
+            index,
+            loop_token,
+        }
+    }
+
+    /// The rules that let it through.
+    pub fn route(&self) -> &'s Route {
+        self.route
+    }
+
+    /// The same, as a number within the snapshot.
+    pub fn index(&self) -> RouteIndex {
+        self.index
+    }
+
+    /// Where the request goes, and nowhere else.
+    pub fn upstream(&self) -> &'s Arc<Upstream> {
+        &self.route.upstream
+    }
+
+    /// Which pool of connections may carry it.
+    pub fn pool_key(&self) -> PoolKey {
+        PoolKey {
+            upstream: self.route.upstream.id,
+            credential: self.route.credential.as_ref().map(|(id, _)| *id),
+        }
+    }
+
+    /// What is written, if anything is.
+    pub fn credential(&self) -> Option<&'s Credential> {
+        self.route
+            .credential
+            .as_ref()
+            .map(|(_, credential)| &**credential)
+    }
+
+    /// The limit on the response head: the route's own, or else the upstream's.
+    pub fn response_head_timeout(&self) -> Duration {
+        self.route
+            .response_head_timeout
+            .unwrap_or(self.route.upstream.limits.response_head_timeout)
+    }
+
+    /// The upgrade that passes: what the caller asks for, if the route lists it.
+    pub fn upgrade(&self, head: &RequestHead) -> Option<&'s str> {
+        let asked = head.upgrade()?;
+        self.route
+            .upgrades
+            .iter()
+            .find(|token| token.as_bytes().eq_ignore_ascii_case(asked))
+            .map(|token| &**token)
+    }
+
+    /// Strips what the caller sent and writes what the route says, as a list of
+    /// pieces in `plan`. The key itself stays where it is: see [`Outbound`].
+    pub fn inject(
+        &self,
+        head: &RequestHead,
+        framing: BodyFraming,
+        upgrade: Option<&str>,
+        expect_continue: bool,
+        plan: &mut Plan,
+    ) -> Outbound<'s> {
+        let route = self.route;
+        let credential = self.credential();
+        let injection = credential.map(Credential::injection);
+        let (path_strip, path_insert): (usize, &[u8]) = match &route.upstream_path {
+            None => (0, b""),
+            Some(instead) => (
+                route.path_cut(),
+                instead.strip_suffix(b"/").unwrap_or(instead),
+            ),
+        };
+        rewrite::request(
+            head,
+            &RequestEdit {
+                path_strip,
+                path_insert,
+                host: route.upstream.host.as_bytes(),
+                strip_fields: &route.strip_fields,
+                strip_params: &route.strip_params,
+                keep_params: &route.keep_params,
+                strip_cookies: route.strip_cookies,
+                inject_line: injection.and_then(|how| how.header_slot()).map(|_| KEY),
+                inject_param: injection.and_then(|how| how.query_slot()).map(|_| KEY),
+                framing,
+                upgrade: upgrade.map(str::as_bytes),
+                expect_continue,
+                lines: &[b"CDN-Loop: ", self.loop_token.as_bytes(), b"\r\n"],
+            },
+            plan,
+        );
+        Outbound {
+            key: self.pool_key(),
+            rendered: credential.map_or(&[], Credential::rendered),
+        }
+    }
+}
+
+/// The index of the key among a plan's external pieces.
+const KEY: u8 = 0;
+
+/// Which connections may carry a request: same upstream, same TLS name and
+/// settings, same credential by name. Never split by route, never flushed by a
+/// key's new version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PoolKey {
+    /// The definition of the upstream.
+    pub upstream: UpstreamId,
+    /// The credential's name, by number.
+    pub credential: Option<CredentialId>,
+}
+
+/// A rewritten head on its way out, bound to the pool that may carry it.
+pub struct Outbound<'s> {
+    key: PoolKey,
+    rendered: &'s [u8],
+}
+
+impl<'s> Outbound<'s> {
+    /// The pieces as slices, ready to be encrypted. `lease` is the key of the
+    /// connection that will carry them.
+    ///
+    /// # Panics
+    /// When the connection belongs to another pool: this is the last gate in
+    /// front of the worst bug, so it is checked where the bytes come out.
+    pub fn slices<'a>(
+        &'a self,
+        lease: PoolKey,
+        plan: &'a Plan,
+        head: &'a RequestHead,
+        out: &mut Vec<&'a [u8]>,
+    ) {
+        assert!(
+            lease == self.key,
+            "a request was led to a connection of another pool"
+        );
+        plan.slices(head.bytes(), &[self.rendered], out);
+    }
+}
+
+impl std::fmt::Debug for Outbound<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Outbound({:?})", self.key)
+    }
+}
