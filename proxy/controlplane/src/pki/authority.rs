@@ -1,0 +1,1092 @@
+//! [`Authority`]: the internal certificate authority, and the commands `claviger ca init`,
+//! `issue` and `export`.
+//!
+//! Callers must trust the root on every machine, so the root is made to be worth little to a
+//! thief: critical name constraints (RFC 5280, 4.2.1.10) permit the operator's domains alone and
+//! exclude every IP address, and its certificates serve TLS servers only. The intermediate, whose
+//! key the running proxy holds, is limited further, to the hosts that are configured. When hosts
+//! are added within the root's domains, [`Authority::ensure_intermediate`] makes another
+//! intermediate, with another key, and no caller notices.
+//!
+//! A constraint can never be widened later without trusting a new root everywhere, which is why
+//! `check` asks [`Authority::coverage`] before a host is served.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    NameConstraints, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use zeroize::Zeroizing;
+
+use super::error::List;
+use super::leaf::{BACKDATE, LEAF_DAYS_DEFAULT, LeafIssuer, random_serial, renew_at};
+use super::name::{HostName, minimal_cover};
+use super::store::{
+    CERT_BYTES_MAX, CERT_MODE, CaDir, Existing, KEY_BYTES_MAX, KEY_MODE, PEM_CURE, Privacy, Role,
+    State, read_bounded, read_certificates, write_atomic,
+};
+use super::x509::{self, Facts};
+use super::{OwnCa, PkiError};
+
+/// A certificate authority as its directory has it. The root's key stays on disk; the
+/// intermediate's is read when a [`LeafIssuer`] is asked for.
+#[derive(Debug)]
+pub struct Authority {
+    dir: CaDir,
+    root: Certificate,
+    root_pem: String,
+    /// Why there is none, if there is none: then [`Authority::ensure_intermediate`] makes one.
+    intermediate: Result<Certificate, String>,
+    state: State,
+}
+
+impl Authority {
+    /// Reads a directory that `claviger ca init` made. `root.key` need not be there.
+    ///
+    /// # Errors
+    /// No readable root, a root without name constraints, or a broken state file.
+    pub fn load(dir: &Path) -> Result<Authority, PkiError> {
+        let dir = CaDir::new(dir);
+        let root = match Certificate::read(&dir.root_pem()) {
+            Err(PkiError::Io {
+                path,
+                action,
+                source,
+                ..
+            }) if source.kind() == io::ErrorKind::NotFound => {
+                let cure = "make an authority by `claviger ca init --permit DOMAIN`".to_owned();
+                return Err(PkiError::Io {
+                    path,
+                    action,
+                    cure,
+                    source,
+                });
+            }
+            root => root?,
+        };
+        if !root.facts.is_ca || root.facts.permitted.is_empty() {
+            return Err(PkiError::file(
+                &dir.root_pem(),
+                "is not a root with permitted domains",
+                "use a directory made by `claviger ca init`",
+            ));
+        }
+        let intermediate = read_intermediate(&dir, &root);
+        let state = dir.read_state()?;
+        let root_pem = x509::to_pem(&root.der);
+        Ok(Authority {
+            dir,
+            root,
+            root_pem,
+            intermediate,
+            state,
+        })
+    }
+
+    /// Which of these hosts can have certificates, and what to do about the others.
+    pub fn coverage(&self, hosts: &[String]) -> Coverage {
+        let mut coverage = Coverage {
+            permitted: self.root.facts.permitted.clone(),
+            ..Coverage::default()
+        };
+        for given in hosts {
+            match HostName::parse(given) {
+                Err(PkiError::Host { problem, .. }) => {
+                    coverage.invalid.push((given.clone(), problem));
+                }
+                Err(err) => coverage.invalid.push((given.clone(), err.to_string())),
+                Ok(host) if !self.root.permits(&host) => coverage.outside_root.push(given.clone()),
+                Ok(host) if !self.intermediate.as_ref().is_ok_and(|it| it.permits(&host)) => {
+                    coverage.outside_intermediate.push(given.clone());
+                }
+                Ok(_) => {}
+            }
+        }
+        coverage
+    }
+
+    /// Sees to it that the intermediate permits these hosts and is not near its end; makes a new
+    /// one with a new key if need be, for which `root.key` must be in the directory.
+    ///
+    /// # Errors
+    /// Hosts outside the root's domains, a needed root key that is missing or unreadable, an
+    /// expired root, or files that cannot be written.
+    pub fn ensure_intermediate(
+        &mut self,
+        hosts: &[String],
+        now: SystemTime,
+    ) -> Result<Ensured, PkiError> {
+        let hosts = HostName::parse_all(hosts)?;
+        self.refuse_outside_root(&hosts)?;
+        if let Need::Nothing { until } = self.need(&hosts, now) {
+            return Ok(Ensured::Kept { until });
+        }
+        // Another process may have seen to it while we waited.
+        let lock = match self.dir.lock() {
+            Ok(lock) => Some(lock),
+            // A directory that we cannot write still serves while its intermediate lasts.
+            Err(err) => match self.need(&hosts, now) {
+                Need::Renewal { until } => {
+                    return Ok(Ensured::KeptButDue {
+                        until,
+                        why: err.to_string(),
+                    });
+                }
+                _ => return Err(err),
+            },
+        };
+        self.intermediate = read_intermediate(&self.dir, &self.root);
+        self.state = self.dir.read_state()?;
+        let need = self.need(&hosts, now);
+        let reason = match &need {
+            Need::Nothing { until } => return Ok(Ensured::Kept { until: *until }),
+            Need::Renewal { .. } => "the intermediate is near its end".to_owned(),
+            Need::Now(reason) => reason.clone(),
+        };
+        let made = self.replace_intermediate(&hosts, now, &reason);
+        drop(lock);
+        match (made, need) {
+            (Ok(()), _) => Ok(Ensured::Reissued {
+                reason,
+                permitted: self.intermediate_permitted().to_vec(),
+                until: self.intermediate_not_after().unwrap_or(now),
+            }),
+            (Err(err), Need::Renewal { until }) => Ok(Ensured::KeptButDue {
+                until,
+                why: err.to_string(),
+            }),
+            (Err(err), _) => Err(err),
+        }
+    }
+
+    /// Takes the intermediate's key into memory, to sign leaves with.
+    ///
+    /// # Errors
+    /// No usable intermediate, or a key file that cannot be read, is open to every user, or does
+    /// not belong to the certificate.
+    pub fn leaf_issuer(&self) -> Result<LeafIssuer, PkiError> {
+        let path = self.dir.intermediate_key();
+        let intermediate = self.intermediate.as_ref().map_err(|problem| {
+            PkiError::file(&self.dir.intermediate_pem(), problem.clone(), REISSUE_CURE)
+        })?;
+        let key = read_key(&path)?;
+        if key_hash(&key) != intermediate.facts.key {
+            return Err(PkiError::file(
+                &path,
+                "does not belong to intermediate.pem",
+                REISSUE_CURE,
+            ));
+        }
+        Ok(LeafIssuer::new(
+            intermediate.der.clone(),
+            &intermediate.facts,
+            key,
+        ))
+    }
+
+    /// What an upstream must not present: see [`super::verify`].
+    pub fn own_ca(&self) -> OwnCa {
+        let certificates = [Some(&self.root), self.intermediate.as_ref().ok()];
+        let keys = certificates
+            .iter()
+            .flatten()
+            .map(|certificate| certificate.facts.key);
+        OwnCa::new(
+            keys.chain(self.state.key_hashes()),
+            certificates
+                .iter()
+                .flatten()
+                .map(|certificate| certificate.der.clone()),
+        )
+    }
+
+    /// The domains that the root permits.
+    pub fn permitted(&self) -> &[String] {
+        &self.root.facts.permitted
+    }
+
+    /// The domains that the intermediate permits; none while there is no usable one.
+    pub fn intermediate_permitted(&self) -> &[String] {
+        match &self.intermediate {
+            Ok(intermediate) => &intermediate.facts.permitted,
+            Err(_) => &[],
+        }
+    }
+
+    /// The root certificate in PEM, for callers to trust.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// End of the root's validity.
+    pub fn root_not_after(&self) -> SystemTime {
+        self.root.facts.not_after
+    }
+
+    /// End of the intermediate's validity; `None` while there is no usable one.
+    pub fn intermediate_not_after(&self) -> Option<SystemTime> {
+        self.intermediate
+            .as_ref()
+            .ok()
+            .map(|intermediate| intermediate.facts.not_after)
+    }
+
+    fn refuse_outside_root(&self, hosts: &[HostName]) -> Result<(), PkiError> {
+        let outside: Vec<String> = hosts
+            .iter()
+            .filter(|host| !self.root.permits(host))
+            .map(|host| host.as_str().to_owned())
+            .collect();
+        if outside.is_empty() {
+            return Ok(());
+        }
+        Err(PkiError::OutsideRoot {
+            hosts: outside,
+            permitted: self.permitted().to_vec(),
+        })
+    }
+
+    fn need(&self, hosts: &[HostName], now: SystemTime) -> Need {
+        let intermediate = match &self.intermediate {
+            Ok(intermediate) => intermediate,
+            Err(problem) => return Need::Now(format!("intermediate.pem {problem}")),
+        };
+        let outside: Vec<String> = hosts
+            .iter()
+            .filter(|host| !intermediate.permits(host))
+            .map(|host| host.as_str().to_owned())
+            .collect();
+        if !outside.is_empty() {
+            return Need::Now(format!(
+                "the intermediate does not permit {}",
+                List(&outside)
+            ));
+        }
+        let until = intermediate.facts.not_after;
+        if until <= now {
+            return Need::Now(format!("the intermediate expired on {}", x509::day(until)));
+        }
+        // The root's end bounds the intermediate's, so there a new one would gain nothing.
+        let begun = intermediate.facts.not_before + BACKDATE;
+        if now >= renew_at(begun, until) && until < self.root.facts.not_after {
+            return Need::Renewal { until };
+        }
+        Need::Nothing { until }
+    }
+
+    fn replace_intermediate(
+        &mut self,
+        hosts: &[HostName],
+        now: SystemTime,
+        reason: &str,
+    ) -> Result<(), PkiError> {
+        let path = self.dir.root_key();
+        let root_key = match read_key(&path) {
+            Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(PkiError::RootKeyMissing {
+                    path,
+                    reason: reason.to_owned(),
+                });
+            }
+            key => key?,
+        };
+        if key_hash(&root_key) != self.root.facts.key {
+            return Err(PkiError::file(
+                &path,
+                "does not belong to root.pem",
+                "bring back the root.key that was made with it",
+            ));
+        }
+        let permitted = intermediate_names(hosts, self.permitted());
+        let (certificate, key) = make_intermediate(&self.root, &root_key, permitted, now)?;
+        write_intermediate(&self.dir, &certificate, &key, &mut self.state, now)?;
+        self.intermediate = Ok(certificate);
+        Ok(())
+    }
+}
+
+/// What [`Authority::coverage`] found. `Display` says it with the cures, one line per kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Hosts that need a new root.
+    pub outside_root: Vec<String>,
+    /// Hosts that need another intermediate only: [`Authority::ensure_intermediate`] makes it.
+    pub outside_intermediate: Vec<String>,
+    /// Hosts that cannot stand in a certificate, and why.
+    pub invalid: Vec<(String, String)>,
+    permitted: Vec<String>,
+}
+
+impl Coverage {
+    /// Whether every host can have a certificate right away.
+    pub fn is_complete(&self) -> bool {
+        self.outside_root.is_empty()
+            && self.outside_intermediate.is_empty()
+            && self.invalid.is_empty()
+    }
+
+    /// Whether every host can have a certificate without trusting anything anew.
+    pub fn is_reachable(&self) -> bool {
+        self.outside_root.is_empty() && self.invalid.is_empty()
+    }
+}
+
+impl fmt::Display for Coverage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut lines = Vec::new();
+        for (host, problem) in &self.invalid {
+            lines.push(format!("host name `{host}`: {problem}"));
+        }
+        if !self.outside_root.is_empty() {
+            lines.push(format!(
+                "{}: outside the domains that the root certificate permits ({}); needs a new root: \
+                 `claviger ca init --force --permit ...` with all domains (adding constraints \
+                 later would mean re-trusting everywhere, so name them all now)",
+                List(&self.outside_root),
+                List(&self.permitted),
+            ));
+        }
+        if !self.outside_intermediate.is_empty() {
+            lines.push(format!(
+                "{}: not yet permitted by the intermediate certificate; `claviger run` re-issues \
+                 it if root.key is present, and no caller needs to trust anything anew",
+                List(&self.outside_intermediate),
+            ));
+        }
+        f.write_str(&lines.join("\n"))
+    }
+}
+
+/// What [`Authority::ensure_intermediate`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ensured {
+    /// The intermediate serves as it is.
+    Kept {
+        /// End of its validity.
+        until: SystemTime,
+    },
+    /// It serves, but should be renewed, and could not be: warn the operator.
+    KeptButDue {
+        /// End of its validity: from then on no certificate verifies.
+        until: SystemTime,
+        /// Why it could not be renewed, with the cure.
+        why: String,
+    },
+    /// There is a new one; leaves of the former one stay valid until their own end.
+    Reissued {
+        /// Why it was needed.
+        reason: String,
+        /// The domains that it permits.
+        permitted: Vec<String>,
+        /// End of its validity.
+        until: SystemTime,
+    },
+}
+
+impl fmt::Display for Ensured {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ensured::Kept { until } => {
+                write!(
+                    f,
+                    "intermediate certificate serves until {}",
+                    x509::day(*until)
+                )
+            }
+            Ensured::KeptButDue { until, why } => write!(
+                f,
+                "intermediate certificate should be renewed before {}, and could not be: {why}",
+                x509::day(*until)
+            ),
+            Ensured::Reissued {
+                reason,
+                permitted,
+                until,
+            } => write!(
+                f,
+                "intermediate certificate re-issued ({reason}): permits {}, serves until {}",
+                List(permitted),
+                x509::day(*until)
+            ),
+        }
+    }
+}
+
+/// Which kind of key a certificate gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum KeyType {
+    /// ECDSA over P-256: every client of the last ten years, and ten times cheaper to sign with.
+    #[default]
+    Ecdsa,
+    /// RSA, for older clients: 3,072 bits for authorities, 2,048 for leaves.
+    Rsa,
+}
+
+impl KeyType {
+    fn generate_ca_key(self) -> Result<Zeroizing<KeyPair>, PkiError> {
+        self.generate(RsaKeySize::_3072)
+    }
+
+    pub(super) fn generate_leaf_key(self) -> Result<Zeroizing<KeyPair>, PkiError> {
+        self.generate(RsaKeySize::_2048)
+    }
+
+    fn generate(self, rsa: RsaKeySize) -> Result<Zeroizing<KeyPair>, PkiError> {
+        let key = match self {
+            KeyType::Ecdsa => KeyPair::generate(),
+            KeyType::Rsa => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, rsa),
+        };
+        key.map(Zeroizing::new)
+            .map_err(PkiError::crypto("generate a key"))
+    }
+}
+
+impl FromStr for KeyType {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<KeyType, String> {
+        match text {
+            "ecdsa" => Ok(KeyType::Ecdsa),
+            "rsa" => Ok(KeyType::Rsa),
+            _ => Err("expected `ecdsa` or `rsa`".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for KeyType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            KeyType::Ecdsa => "ecdsa",
+            KeyType::Rsa => "rsa",
+        })
+    }
+}
+
+/// Arguments of `claviger ca init`.
+#[derive(Clone, Debug)]
+pub struct InitOptions {
+    /// The directory to make, or an empty one.
+    pub dir: PathBuf,
+    /// Domains that the root permits, each with every name under it. At least one.
+    pub permit: Vec<String>,
+    /// Hosts to limit the intermediate to; if there are none, it permits what the root permits.
+    pub hosts: Vec<String>,
+    /// Kind of the authority's keys.
+    pub key_type: KeyType,
+    /// Replace an authority that is there; its files are moved aside, not deleted.
+    pub force: bool,
+    /// The time now.
+    pub now: SystemTime,
+}
+
+/// Makes a root and an intermediate, and writes them with their keys.
+///
+/// # Errors
+/// No or unfit domains, hosts outside of them, files in the way (without `force`), or a directory
+/// that cannot be written.
+pub fn init(options: &InitOptions) -> Result<InitReport, PkiError> {
+    let permitted = permitted_domains(&options.permit)?;
+    let hosts = HostName::parse_all(&options.hosts)?;
+    let outside: Vec<String> = hosts
+        .iter()
+        .filter(|host| !permitted.iter().any(|domain| host.is_within(domain)))
+        .map(|host| host.as_str().to_owned())
+        .collect();
+    if !outside.is_empty() {
+        return Err(PkiError::Host {
+            host: outside.join(", "),
+            problem: format!(
+                "outside the permitted domains ({}); name its domain by a further `--permit`",
+                List(&permitted)
+            ),
+        });
+    }
+
+    let dir = CaDir::new(&options.dir);
+    dir.create()?;
+    let _lock = dir.lock()?;
+    let mut state = State::default();
+    let mut set_aside = None;
+    if let Some(path) = dir.occupied() {
+        if !options.force {
+            return Err(PkiError::Exists {
+                path,
+                cure: "give `--force` for a new root, which every machine must then trust anew \
+                       (the old files are moved aside)"
+                    .to_owned(),
+            });
+        }
+        // The former keys stay known as ours: machines may trust the former root for years.
+        state = dir.read_state().unwrap_or_default();
+        if let Ok(former) = Certificate::read(&dir.root_pem()) {
+            state.remember(
+                Role::Root,
+                &former.facts.key,
+                former.facts.not_after,
+                options.now,
+            );
+        }
+        set_aside = Some(dir.set_aside(options.now)?);
+    }
+
+    let root_key = options.key_type.generate_ca_key()?;
+    let root = make_root(&root_key, &permitted, options.now)?;
+    let names = intermediate_names(&hosts, &permitted);
+    let (intermediate, key) = make_intermediate(&root, &root_key, names, options.now)?;
+
+    state.remember(
+        Role::Root,
+        &root.facts.key,
+        root.facts.not_after,
+        options.now,
+    );
+    write_atomic(
+        &dir.root_key(),
+        key_pem(&root_key).as_bytes(),
+        KEY_MODE,
+        Existing::Keep,
+    )?;
+    write_intermediate(&dir, &intermediate, &key, &mut state, options.now)?;
+    // Last, since a directory with a root is taken for complete.
+    let root_pem = x509::to_pem(&root.der);
+    write_atomic(
+        &dir.root_pem(),
+        root_pem.as_bytes(),
+        CERT_MODE,
+        Existing::Keep,
+    )?;
+    Ok(InitReport {
+        dir: options.dir.clone(),
+        permitted,
+        intermediate_permitted: intermediate.facts.permitted,
+        root_not_after: root.facts.not_after,
+        intermediate_not_after: intermediate.facts.not_after,
+        fingerprint: x509::fingerprint(&root.der),
+        set_aside,
+    })
+}
+
+/// What [`init`] made. `Display` tells it on a terminal, with the next steps.
+#[derive(Clone, Debug)]
+pub struct InitReport {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The domains that the root permits.
+    pub permitted: Vec<String>,
+    /// The domains that the intermediate permits.
+    pub intermediate_permitted: Vec<String>,
+    /// End of the root's validity.
+    pub root_not_after: SystemTime,
+    /// End of the intermediate's validity.
+    pub intermediate_not_after: SystemTime,
+    /// SHA-256 of the root certificate, `AB:CD:...`.
+    pub fingerprint: String,
+    /// Where the files of a replaced authority went.
+    pub set_aside: Option<PathBuf>,
+}
+
+impl fmt::Display for InitReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dir = self.dir.display();
+        if let Some(aside) = &self.set_aside {
+            writeln!(f, "Moved the former authority to {}", aside.display())?;
+        }
+        writeln!(f, "Made a certificate authority in {dir}")?;
+        writeln!(
+            f,
+            "  root          permits {} and every name under it, no IP address; until {}",
+            self.permitted.join(", "),
+            x509::day(self.root_not_after)
+        )?;
+        writeln!(
+            f,
+            "  intermediate  permits {}; until {}",
+            List(&self.intermediate_permitted),
+            x509::day(self.intermediate_not_after)
+        )?;
+        writeln!(f, "  SHA-256       {}", self.fingerprint)?;
+        writeln!(
+            f,
+            "Next: trust {dir}/root.pem on the machines that call through Claviger."
+        )?;
+        write!(
+            f,
+            "{dir}/root.key is needed only to admit further hosts and to renew the intermediate: \
+             it may be kept offline in between."
+        )
+    }
+}
+
+/// Arguments of `claviger ca issue`.
+#[derive(Clone, Debug)]
+pub struct IssueOptions {
+    /// The authority's directory.
+    pub dir: PathBuf,
+    /// The names of the certificate; the first one also names the files.
+    pub hosts: Vec<String>,
+    /// The directory to write to; the working directory if `None`.
+    pub out: Option<PathBuf>,
+    /// Kind of the key.
+    pub key_type: KeyType,
+    /// Life in days; [`LEAF_DAYS_DEFAULT`] is a good choice.
+    pub days: u32,
+    /// Replace files that are there.
+    pub force: bool,
+    /// The time now.
+    pub now: SystemTime,
+}
+
+impl IssueOptions {
+    /// The usual certificate for these hosts, into the working directory.
+    pub fn new(dir: PathBuf, hosts: Vec<String>, now: SystemTime) -> IssueOptions {
+        IssueOptions {
+            dir,
+            hosts,
+            out: None,
+            key_type: KeyType::default(),
+            days: LEAF_DAYS_DEFAULT,
+            force: false,
+            now,
+        }
+    }
+}
+
+/// Writes a server certificate with its chain (`HOST.pem`) and its key (`HOST.key`, mode 0600);
+/// a wildcard's files are called `wildcard.example.com.*`. Nothing renews these files.
+///
+/// # Errors
+/// As [`Authority::ensure_intermediate`]; files in the way, without `force`.
+pub fn issue(options: &IssueOptions) -> Result<IssueReport, PkiError> {
+    let mut authority = Authority::load(&options.dir)?;
+    // Names that were admitted before stay admitted.
+    let mut admitted = authority.intermediate_permitted().to_vec();
+    admitted.extend(options.hosts.iter().cloned());
+    let ensured = authority.ensure_intermediate(&admitted, options.now)?;
+    let made = authority.leaf_issuer()?.make(
+        &options.hosts,
+        options.key_type,
+        options.days,
+        options.now,
+    )?;
+
+    let stem = HostName::parse(&options.hosts[0])?
+        .as_str()
+        .replace('*', "wildcard");
+    let out = options.out.clone().unwrap_or_else(|| PathBuf::from("."));
+    let certificate = out.join(format!("{stem}.pem"));
+    let key = out.join(format!("{stem}.key"));
+    let existing = if options.force {
+        Existing::Replace
+    } else {
+        Existing::Keep
+    };
+    if !options.force
+        && let Some(path) = [&certificate, &key].into_iter().find(|it| it.exists())
+    {
+        return Err(PkiError::Exists {
+            path: path.clone(),
+            cure: "give `--force` to replace it".to_owned(),
+        });
+    }
+    let chain: String = made.chain.iter().map(|der| x509::to_pem(der)).collect();
+    write_atomic(&key, key_pem(&made.key).as_bytes(), KEY_MODE, existing)?;
+    write_atomic(&certificate, chain.as_bytes(), CERT_MODE, existing)?;
+    Ok(IssueReport {
+        certificate,
+        key,
+        hosts: options.hosts.clone(),
+        not_after: made.not_after,
+        ensured,
+    })
+}
+
+/// What [`issue`] wrote.
+#[derive(Clone, Debug)]
+pub struct IssueReport {
+    /// Leaf and intermediate, in PEM.
+    pub certificate: PathBuf,
+    /// The private key, in PEM.
+    pub key: PathBuf,
+    /// The names.
+    pub hosts: Vec<String>,
+    /// End of the leaf's validity.
+    pub not_after: SystemTime,
+    /// What became of the intermediate on the way.
+    pub ensured: Ensured,
+}
+
+impl fmt::Display for IssueReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !matches!(self.ensured, Ensured::Kept { .. }) {
+            writeln!(f, "{}", self.ensured)?;
+        }
+        write!(
+            f,
+            "Issued a certificate for {} until {}\n  certificate  {}\n  key          {}",
+            List(&self.hosts),
+            x509::day(self.not_after),
+            self.certificate.display(),
+            self.key.display()
+        )
+    }
+}
+
+/// Arguments of `claviger ca export`.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// The authority's directory.
+    pub dir: PathBuf,
+    /// The file to write; `None` for standard output, which is the caller's part.
+    pub out: Option<PathBuf>,
+    /// DER in place of PEM.
+    pub der: bool,
+    /// Replace a file that is there.
+    pub force: bool,
+}
+
+/// Gives the root certificate, for callers to trust. Never a key.
+///
+/// # Errors
+/// As [`Authority::load`]; a file in the way, without `force`.
+pub fn export(options: &ExportOptions) -> Result<ExportReport, PkiError> {
+    let authority = Authority::load(&options.dir)?;
+    let bytes = match options.der {
+        true => authority.root.der.to_vec(),
+        false => authority.root_pem.clone().into_bytes(),
+    };
+    if let Some(out) = &options.out {
+        let existing = if options.force {
+            Existing::Replace
+        } else {
+            Existing::Keep
+        };
+        write_atomic(out, &bytes, CERT_MODE, existing)?;
+    }
+    Ok(ExportReport {
+        bytes,
+        out: options.out.clone(),
+        fingerprint: x509::fingerprint(&authority.root.der),
+        permitted: authority.permitted().to_vec(),
+        not_after: authority.root_not_after(),
+    })
+}
+
+/// What [`export`] gives.
+#[derive(Clone, Debug)]
+pub struct ExportReport {
+    /// The root certificate in the form that was asked for.
+    pub bytes: Vec<u8>,
+    /// The file that was written.
+    pub out: Option<PathBuf>,
+    /// SHA-256 of the certificate, `AB:CD:...`.
+    pub fingerprint: String,
+    /// The domains that it permits.
+    pub permitted: Vec<String>,
+    /// End of its validity.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Display for ExportReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(out) = &self.out {
+            write!(f, "{}: ", out.display())?;
+        }
+        write!(
+            f,
+            "root certificate for {} until {}, SHA-256 {}",
+            List(&self.permitted),
+            x509::day(self.not_after),
+            self.fingerprint
+        )
+    }
+}
+
+/// A certificate and what it says.
+#[derive(Clone, Debug)]
+struct Certificate {
+    der: CertificateDer<'static>,
+    facts: Facts,
+}
+
+impl Certificate {
+    fn new(der: CertificateDer<'static>) -> Result<Certificate, &'static str> {
+        let facts = x509::facts(&der)?;
+        Ok(Certificate { der, facts })
+    }
+
+    fn read(path: &Path) -> Result<Certificate, PkiError> {
+        let mut certificates = read_certificates(path, CERT_BYTES_MAX)?;
+        if certificates.len() > 1 {
+            return Err(PkiError::file(
+                path,
+                "holds more than one certificate",
+                "leave the authority's own certificate alone in it",
+            ));
+        }
+        Certificate::new(certificates.remove(0))
+            .map_err(|problem| PkiError::file(path, problem, PEM_CURE))
+    }
+
+    fn permits(&self, host: &HostName) -> bool {
+        self.facts
+            .permitted
+            .iter()
+            .any(|domain| host.is_within(domain))
+    }
+}
+
+/// What has to be done about the intermediate.
+enum Need {
+    Nothing { until: SystemTime },
+    Renewal { until: SystemTime },
+    Now(String),
+}
+
+/// A pair on disk that does not fit together (a crash between two renames) counts as none: it is
+/// simply made again.
+fn read_intermediate(dir: &CaDir, root: &Certificate) -> Result<Certificate, String> {
+    let certificate = Certificate::read(&dir.intermediate_pem()).map_err(|err| match err {
+        PkiError::Io { source, .. } => format!("cannot be read ({source})"),
+        PkiError::File { problem, .. } => problem,
+        other => other.to_string(),
+    })?;
+    if !x509::is_issued_by(&certificate.der, &root.der) {
+        return Err("was not issued by root.pem".to_owned());
+    }
+    match read_key(&dir.intermediate_key()) {
+        Ok(key) if key_hash(&key) != certificate.facts.key => {
+            Err("does not belong to intermediate.key".to_owned())
+        }
+        Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Err("has no intermediate.key beside it".to_owned())
+        }
+        // A key that we may not read is reported when it is needed, by `leaf_issuer`.
+        _ => Ok(certificate),
+    }
+}
+
+fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, PkiError> {
+    const CURE: &str =
+        "expected one unencrypted private key in PEM, as `claviger ca init` wrote it";
+    let pem = read_bounded(path, KEY_BYTES_MAX, Privacy::NotWorld)?;
+    let der = PrivateKeyDer::from_pem_slice(&pem)
+        .map(Zeroizing::new)
+        .map_err(|_| PkiError::file(path, "holds no private key", CURE))?;
+    KeyPair::try_from(&*der)
+        .map(Zeroizing::new)
+        .map_err(|_| PkiError::file(path, "holds a private key that cannot be used", CURE))
+}
+
+fn key_hash(key: &KeyPair) -> x509::KeyHash {
+    x509::key_hash(&key.subject_public_key_info())
+}
+
+fn key_pem(key: &KeyPair) -> Zeroizing<String> {
+    Zeroizing::new(key.serialize_pem())
+}
+
+fn write_intermediate(
+    dir: &CaDir,
+    certificate: &Certificate,
+    key: &KeyPair,
+    state: &mut State,
+    now: SystemTime,
+) -> Result<(), PkiError> {
+    // Remembered before it is used, so that a crash leaves no key of ours unknown.
+    state.remember(
+        Role::Intermediate,
+        &certificate.facts.key,
+        certificate.facts.not_after,
+        now,
+    );
+    dir.write_state(state)?;
+    write_atomic(
+        &dir.intermediate_key(),
+        key_pem(key).as_bytes(),
+        KEY_MODE,
+        Existing::Replace,
+    )?;
+    let pem = x509::to_pem(&certificate.der);
+    write_atomic(
+        &dir.intermediate_pem(),
+        pem.as_bytes(),
+        CERT_MODE,
+        Existing::Replace,
+    )
+}
+
+fn make_root(
+    key: &KeyPair,
+    permitted: &[String],
+    now: SystemTime,
+) -> Result<Certificate, PkiError> {
+    let mut params = ca_params("Root", permitted, now, now + ROOT_LIFE)?;
+    // One intermediate below, and nothing below that.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    let root = params
+        .self_signed(key)
+        .map_err(PkiError::crypto("sign the root certificate"))?;
+    reread(root)
+}
+
+fn make_intermediate(
+    root: &Certificate,
+    root_key: &KeyPair,
+    permitted: Vec<String>,
+    now: SystemTime,
+) -> Result<(Certificate, Zeroizing<KeyPair>), PkiError> {
+    if now >= root.facts.not_after {
+        return Err(PkiError::Expired {
+            path: "root.pem".into(),
+            what: "root",
+            on: x509::day(root.facts.not_after),
+            cure: "make a new one by `claviger ca init --force`, and trust it everywhere",
+        });
+    }
+    // The same kind of key as the root's.
+    let key_type = match root_key.algorithm() == &PKCS_RSA_SHA256 {
+        true => KeyType::Rsa,
+        false => KeyType::Ecdsa,
+    };
+    let key = key_type.generate_ca_key()?;
+    let not_after = root.facts.not_after.min(now + INTERMEDIATE_LIFE);
+    let mut params = ca_params("Intermediate", &permitted, now, not_after)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.use_authority_key_identifier_extension = true;
+    let issuer = Issuer::from_ca_cert_der(&root.der, root_key)
+        .map_err(PkiError::crypto("read the root certificate"))?;
+    let intermediate = params
+        .signed_by(&*key, &issuer)
+        .map_err(PkiError::crypto("sign the intermediate certificate"))?;
+    Ok((reread(intermediate)?, key))
+}
+
+/// What root and intermediate have in common.
+fn ca_params(
+    role: &str,
+    permitted: &[String],
+    now: SystemTime,
+    not_after: SystemTime,
+) -> Result<CertificateParams, PkiError> {
+    let serial = random_serial()?;
+    // Verifiers look issuers up by name. A new certificate with a new key gets a new name, so that
+    // nothing cached of a former one is taken for it.
+    let id: String = serial
+        .as_ref()
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = not_after.into();
+    params.serial_number = Some(serial);
+    params.distinguished_name = DistinguishedName::new();
+    params
+        .distinguished_name
+        .push(DnType::OrganizationName, "Claviger");
+    params
+        .distinguished_name
+        .push(DnType::CommonName, format!("Claviger {role} CA {id}"));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    // Verifiers nest these: nothing below serves for anything but TLS servers.
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.name_constraints = Some(NameConstraints {
+        permitted_subtrees: permitted
+            .iter()
+            .cloned()
+            .map(GeneralSubtree::DnsName)
+            .collect(),
+        // A constraint on DNS names says nothing of addresses: those are excluded, all of them.
+        excluded_subtrees: vec![
+            GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])),
+            GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])),
+        ],
+    });
+    Ok(params)
+}
+
+/// Reads back what was signed, so that what we report is what is in it.
+fn reread(certificate: rcgen::Certificate) -> Result<Certificate, PkiError> {
+    Certificate::new(certificate.into()).map_err(|problem| PkiError::Crypto {
+        action: "read the new certificate back",
+        problem: problem.to_owned(),
+    })
+}
+
+/// The domains of `--permit`, without those that another one covers.
+fn permitted_domains(permit: &[String]) -> Result<Vec<String>, PkiError> {
+    let domains = HostName::parse_all(permit)?;
+    if domains.is_empty() {
+        return Err(PkiError::Host {
+            host: String::new(),
+            problem: "no permitted domain; give at least one `--permit DOMAIN`, since the root \
+                      is limited for good"
+                .to_owned(),
+        });
+    }
+    for domain in &domains {
+        let base = domain.base();
+        if !base.contains('.') && !PRIVATE_LABELS.contains(&base) {
+            return Err(PkiError::Host {
+                host: base.to_owned(),
+                problem: "is a whole top-level domain: the root could speak for every site under \
+                          it; name the domains that you call, such as example.com"
+                    .to_owned(),
+            });
+        }
+    }
+    Ok(minimal_cover(domains.iter().map(HostName::base)))
+}
+
+/// The intermediate's constraints: the hosts, or what the root permits if there are none or more
+/// than a certificate that travels with each handshake should carry.
+fn intermediate_names(hosts: &[HostName], permitted: &[String]) -> Vec<String> {
+    let names = minimal_cover(hosts.iter().map(HostName::base));
+    match names.len() {
+        0 => permitted.to_vec(),
+        1..=INTERMEDIATE_NAMES_MAX => names,
+        _ => permitted
+            .iter()
+            .filter(|domain| hosts.iter().any(|host| host.is_within(domain)))
+            .cloned()
+            .collect(),
+    }
+}
+
+/// Names of one label that are nobody's on the Internet (RFC 6761, RFC 6762, RFC 8375's family,
+/// ICANN's `internal`) or are in use within organisations; any other would be a public suffix.
+const PRIVATE_LABELS: [&str; 11] = [
+    "internal",
+    "intranet",
+    "private",
+    "corp",
+    "home",
+    "lan",
+    "local",
+    "localhost",
+    "test",
+    "example",
+    "invalid",
+];
+
+/// More hosts than this, and the intermediate permits the root's domains that hold them: its
+/// constraints go over the wire with each full handshake, at some 20 bytes a name.
+const INTERMEDIATE_NAMES_MAX: usize = 64;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Callers trust it by hand, so it lives long.
+const ROOT_LIFE: Duration = DAY.saturating_mul(3_652);
+/// Its key lives in the running proxy, so it lives shorter.
+const INTERMEDIATE_LIFE: Duration = DAY.saturating_mul(730);
+
+const REISSUE_CURE: &str =
+    "`claviger run` and `claviger ca issue` re-issue the intermediate where root.key is present";

@@ -1,0 +1,309 @@
+//! Server certificates from the intermediate: [`LeafIssuer`] makes one, [`LeafStore`] keeps them
+//! in memory and knows when they are due.
+//!
+//! Private keys of these leaves are never written to disk: after a restart there are new ones,
+//! which no caller notices, since callers trust the root. Time is an argument throughout.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
+use zeroize::Zeroizing;
+
+use super::PkiError;
+use super::authority::KeyType;
+use super::name::HostName;
+use super::x509;
+
+/// Leaves by the names that they hold, kept across reloads.
+#[derive(Debug)]
+pub struct LeafStore {
+    issuer: Arc<LeafIssuer>,
+    leaves: HashMap<(Vec<String>, KeyType), Leaf>,
+}
+
+impl LeafStore {
+    /// An empty store.
+    pub fn new(issuer: LeafIssuer) -> LeafStore {
+        LeafStore {
+            issuer: Arc::new(issuer),
+            leaves: HashMap::new(),
+        }
+    }
+
+    /// Issues from here on with another intermediate. Leaves of the former one are dropped, so
+    /// that the next [`LeafStore::leaf`] makes them anew; nothing changes if it is the same one.
+    pub fn replace_issuer(&mut self, issuer: LeafIssuer) {
+        if issuer.intermediate != self.issuer.intermediate {
+            self.leaves.clear();
+        }
+        self.issuer = Arc::new(issuer);
+    }
+
+    /// The certificate for these names: the one that was made before, or a new one if there is
+    /// none or its renewal is due. If renewing fails, a former one serves until it expires.
+    ///
+    /// # Errors
+    /// A name that the intermediate does not permit, an expired intermediate, or names that are
+    /// no DNS names.
+    pub fn leaf(
+        &mut self,
+        hosts: &[String],
+        key_type: KeyType,
+        now: SystemTime,
+    ) -> Result<Arc<CertifiedKey>, PkiError> {
+        let id = (hosts.to_vec(), key_type);
+        let former = self.leaves.get(&id);
+        if let Some(leaf) = former
+            && now < leaf.renew_at
+        {
+            return Ok(Arc::clone(&leaf.certified));
+        }
+        match self.issuer.issue(hosts, key_type, LEAF_DAYS_DEFAULT, now) {
+            Ok(leaf) => {
+                let certified = Arc::clone(&leaf.certified);
+                self.leaves.insert(id, leaf);
+                Ok(certified)
+            }
+            Err(err) => match former {
+                Some(leaf) if now < leaf.not_after => {
+                    tracing::warn!(
+                        host = hosts.first().map_or("", String::as_str),
+                        until = x509::day(leaf.not_after),
+                        "server certificate not renewed, the former one serves on: {err}"
+                    );
+                    Ok(Arc::clone(&leaf.certified))
+                }
+                _ => Err(err),
+            },
+        }
+    }
+
+    /// Whether some leaf should be made anew. Then rebuild whatever took keys from this store.
+    pub fn renew_due(&self, now: SystemTime) -> bool {
+        self.next_renewal().is_some_and(|due| due <= now)
+    }
+
+    /// When the next leaf is due; `None` while the store is empty.
+    pub fn next_renewal(&self) -> Option<SystemTime> {
+        self.leaves.values().map(|leaf| leaf.renew_at).min()
+    }
+
+    /// When the first leaf would stop serving if nothing were renewed.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.leaves.values().map(|leaf| leaf.not_after).min()
+    }
+
+    /// Forgets leaves whose names are no longer configured.
+    pub fn retain(&mut self, hosts_in_use: impl Fn(&[String]) -> bool) {
+        self.leaves.retain(|(hosts, _), _| hosts_in_use(hosts));
+    }
+}
+
+/// Signs leaves with the intermediate's key, which it holds in memory.
+pub struct LeafIssuer {
+    intermediate: CertificateDer<'static>,
+    permitted: Vec<String>,
+    not_after: SystemTime,
+    key: Zeroizing<KeyPair>,
+}
+
+impl LeafIssuer {
+    /// Takes an intermediate and its key, which must belong together.
+    pub(super) fn new(
+        intermediate: CertificateDer<'static>,
+        facts: &x509::Facts,
+        key: Zeroizing<KeyPair>,
+    ) -> LeafIssuer {
+        LeafIssuer {
+            intermediate,
+            permitted: facts.permitted.clone(),
+            not_after: facts.not_after,
+            key,
+        }
+    }
+
+    /// Makes a certificate for these names, valid for `days` (less if the intermediate ends
+    /// earlier), dated back by an hour for callers whose clocks are slow.
+    ///
+    /// # Errors
+    /// No name or one that is no DNS name, names outside the intermediate's, or an intermediate
+    /// that has expired.
+    pub fn issue(
+        &self,
+        hosts: &[String],
+        key_type: KeyType,
+        days: u32,
+        now: SystemTime,
+    ) -> Result<Leaf, PkiError> {
+        let made = self.make(hosts, key_type, days, now)?;
+        let der = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
+            made.key.serialized_der().to_vec(),
+        )));
+        let key = any_supported_type(&der).map_err(PkiError::tls("load the new key"))?;
+        let certified = CertifiedKey::new(made.chain, key);
+        certified
+            .keys_match()
+            .map_err(PkiError::tls("match the new key with its certificate"))?;
+        Ok(Leaf {
+            certified: Arc::new(certified),
+            not_after: made.not_after,
+            renew_at: renew_at(now, made.not_after),
+        })
+    }
+
+    /// As [`LeafIssuer::issue`], with a key that can be written to a file.
+    pub(super) fn make(
+        &self,
+        hosts: &[String],
+        key_type: KeyType,
+        days: u32,
+        now: SystemTime,
+    ) -> Result<MadeLeaf, PkiError> {
+        let hosts = HostName::parse_all(hosts)?;
+        let Some(first) = hosts.first() else {
+            return Err(PkiError::Host {
+                host: String::new(),
+                problem: "a certificate needs at least one name".to_owned(),
+            });
+        };
+        let outside: Vec<String> = hosts
+            .iter()
+            .filter(|host| !self.permitted.iter().any(|domain| host.is_within(domain)))
+            .map(|host| host.as_str().to_owned())
+            .collect();
+        if !outside.is_empty() {
+            return Err(PkiError::OutsideIntermediate {
+                hosts: outside,
+                permitted: self.permitted.clone(),
+            });
+        }
+        if now >= self.not_after {
+            return Err(PkiError::Expired {
+                path: "intermediate.pem".into(),
+                what: "intermediate",
+                on: x509::day(self.not_after),
+                cure: "re-issue it by `claviger ca issue` where root.key is present",
+            });
+        }
+        let key = key_type.generate_leaf_key()?;
+        let life = Duration::from_secs(u64::from(days.max(1)) * 86_400);
+        let not_after = self.not_after.min(now + life);
+
+        let mut params = CertificateParams::default();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = not_after.into();
+        params.serial_number = Some(random_serial()?);
+        // Some old clients still show the common name; none may decide by it. X.520 bounds it.
+        params.distinguished_name = DistinguishedName::new();
+        if first.as_str().len() <= COMMON_NAME_BYTES_MAX {
+            params
+                .distinguished_name
+                .push(DnType::CommonName, first.as_str());
+        }
+        for host in &hosts {
+            let name = host
+                .as_str()
+                .try_into()
+                .map_err(PkiError::crypto("write the name"))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        // Says `cA` is false, and adds the subject key identifier.
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = match key_type {
+            KeyType::Ecdsa => vec![KeyUsagePurpose::DigitalSignature],
+            // TLS 1.2 clients without ephemeral keys would encrypt to an RSA key. rustls offers no
+            // such suite, yet some verifiers look for the bit.
+            KeyType::Rsa => {
+                vec![
+                    KeyUsagePurpose::DigitalSignature,
+                    KeyUsagePurpose::KeyEncipherment,
+                ]
+            }
+        };
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+
+        let issuer = Issuer::from_ca_cert_der(&self.intermediate, &*self.key)
+            .map_err(PkiError::crypto("read the intermediate certificate"))?;
+        let leaf = params
+            .signed_by(&*key, &issuer)
+            .map_err(PkiError::crypto("sign the server certificate"))?;
+        Ok(MadeLeaf {
+            chain: vec![leaf.der().clone(), self.intermediate.clone()],
+            key,
+            not_after,
+        })
+    }
+}
+
+impl fmt::Debug for LeafIssuer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeafIssuer")
+            .field("permitted", &self.permitted)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A server certificate with its chain and key, ready for rustls.
+#[derive(Clone)]
+pub struct Leaf {
+    /// Leaf and intermediate (not the root, which callers have), and the signing key.
+    pub certified: Arc<CertifiedKey>,
+    /// End of its validity.
+    pub not_after: SystemTime,
+    /// When to make the next one: after two thirds of its life.
+    pub renew_at: SystemTime,
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaf")
+            .field("not_after", &self.not_after)
+            .field("renew_at", &self.renew_at)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A new leaf whose key can still be serialized.
+pub(super) struct MadeLeaf {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: Zeroizing<KeyPair>,
+    pub not_after: SystemTime,
+}
+
+/// After two thirds of the life that is left at `now`.
+pub(super) fn renew_at(now: SystemTime, not_after: SystemTime) -> SystemTime {
+    let left = not_after.duration_since(now).unwrap_or_default();
+    now + (left * 2 / 3).max(RENEW_INTERVAL_MIN)
+}
+
+/// 158 random bits: positive, and exactly 20 bytes (RFC 5280, 4.1.2.2, allows no more).
+pub(super) fn random_serial() -> Result<SerialNumber, PkiError> {
+    let mut bytes = [0; 20];
+    getrandom::fill(&mut bytes).map_err(|err| PkiError::Crypto {
+        action: "get random bytes",
+        problem: err.to_string(),
+    })?;
+    // Neither negative nor with a leading zero byte, which DER would drop.
+    bytes[0] = bytes[0] & 0x7f | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+/// Life of a leaf unless asked otherwise.
+pub const LEAF_DAYS_DEFAULT: u32 = 30;
+/// Certificates are dated back by this, so that a caller with a slow clock accepts a new one.
+pub(super) const BACKDATE: Duration = Duration::from_secs(3600);
+/// A leaf is not made anew more often, even when the intermediate's end shortens its life.
+const RENEW_INTERVAL_MIN: Duration = Duration::from_secs(600);
+/// A longer first name leaves the subject empty (X.520, ub-common-name).
+const COMMON_NAME_BYTES_MAX: usize = 64;

@@ -1,0 +1,33 @@
+//! Certificates and keys: who we are to callers, and whom we believe upstream.
+//!
+//! [`authority`] makes and keeps the internal certificate authority (a root limited to the domains
+//! that the operator named, and an intermediate limited to the hosts that are configured).
+//! [`leaf`] makes server certificates from it in memory. [`tls`] turns certificates and trust
+//! anchors into the `rustls` configurations that the workers use, and [`verify`] refuses an
+//! upstream that turns out to be this proxy itself.
+//!
+//! Everything here runs at start-up, at a reload or from the command line. It reads and writes
+//! files with blocking calls, so an async caller wraps it in `spawn_blocking`. It reads no clock:
+//! time is an argument. (`rustls` reads the clock itself during handshakes, for certificate
+//! validity and for rotating ticket keys.)
+//!
+//! It lacks on purpose: ACME, revocation lists, client certificates signed by our own authority
+//! (its certificates carry `serverAuth` alone), and IP addresses as names (the root excludes them).
+
+pub mod authority;
+mod error;
+pub mod leaf;
+mod name;
+mod store;
+pub mod tls;
+pub mod verify;
+mod x509;
+
+pub use authority::{Authority, KeyType};
+pub use error::PkiError;
+pub use leaf::{Leaf, LeafIssuer, LeafStore};
+pub use tls::{Roots, ServerTls, Ticketers, client_config, load_certified_key, server_config};
+pub use verify::{OwnCa, OwnCaRefused, own_ca_refused};
+
+#[cfg(test)]
+mod tests;
