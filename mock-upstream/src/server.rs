@@ -1,0 +1,280 @@
+//! Starting and stopping: sockets, threads, event loops.
+//!
+//! All sockets are bound before any thread starts, so that an address in use is an error of
+//! [`start`] and a listening address is final when it returns. Each worker has its own socket on
+//! every address (`SO_REUSEPORT`); the kernel spreads connections over them.
+
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::cli::{DriverChoice, Options};
+use crate::settings::Settings;
+use crate::tls::TlsFiles;
+use crate::worker::{self, Listener, Role};
+
+/// A server that runs. Dropping it stops it.
+#[derive(Debug)]
+pub struct Running {
+    /// The addresses on which the API listens, ports filled in, in the order of the options.
+    pub listening: Vec<SocketAddr>,
+    /// Whether the API speaks TLS.
+    pub tls: bool,
+    /// The control port, if asked for.
+    pub control: Option<SocketAddr>,
+    /// The certificate in use, unless the API is clear text.
+    pub files: Option<TlsFiles>,
+    /// How the workers wait for I/O: `io_uring` with its flags, or `epoll`.
+    pub driver: &'static str,
+    stop: Vec<UnixStream>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Starts the server and returns once it accepts connections on every address.
+///
+/// If `on_panic` is given, a byte is written to it when a worker dies, which only a bug in this
+/// program can cause.
+///
+/// # Errors
+///
+/// A file that cannot be read, an address that cannot be bound, an event loop that cannot be
+/// made. The text names the option.
+pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Running> {
+    let (settings, files) = Settings::from_options(options)?;
+    let settings = Arc::new(settings);
+    let workers = usize::from(options.workers);
+
+    let mut listening = Vec::new();
+    let mut per_worker: Vec<Vec<(TcpListener, Role)>> = (0..workers).map(|_| Vec::new()).collect();
+    for &address in &options.listen {
+        let sockets = bind(address, workers)?;
+        listening.push(sockets[0].local_addr()?);
+        for (socket, listeners) in sockets.into_iter().zip(&mut per_worker) {
+            listeners.push((socket, Role::Api));
+        }
+    }
+    let mut control = None;
+    if let Some(address) = options.control {
+        let socket = bind(address, 1)?.remove(0);
+        control = Some(socket.local_addr()?);
+        per_worker[0].push((socket, Role::Control));
+    }
+
+    let mut running = Running {
+        listening,
+        tls: settings.tls.is_some(),
+        control,
+        files,
+        driver: "",
+        stop: Vec::new(),
+        threads: Vec::new(),
+    };
+    let (ready, started) = mpsc::channel();
+    for (index, listeners) in per_worker.into_iter().enumerate() {
+        let (stop, stopped) = UnixStream::pair()?;
+        running.stop.push(stop);
+        let cpu = match options.cpus.as_slice() {
+            [] => None,
+            cpus => Some(cpus[index % cpus.len()]),
+        };
+        let plan = Plan {
+            index,
+            cpu,
+            driver: options.driver,
+            settings: Arc::clone(&settings),
+            listeners,
+            stopped,
+            ready: ready.clone(),
+        };
+        let on_panic = on_panic.as_ref().map(UnixStream::try_clone).transpose()?;
+        let thread = thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || {
+                let _guard = PanicGuard(on_panic);
+                plan.run();
+            })?;
+        running.threads.push(thread);
+    }
+    drop(ready);
+    for _ in 0..workers {
+        let outcome = started
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("a worker died while starting")));
+        // On an error, dropping `running` stops the workers that did start.
+        running.driver = outcome?;
+    }
+    Ok(running)
+}
+
+impl Running {
+    /// Stops all workers: connections are closed, whatever they were doing.
+    ///
+    /// # Errors
+    ///
+    /// A worker had died before.
+    pub fn stop(mut self) -> io::Result<()> {
+        self.stop_workers()
+    }
+
+    fn stop_workers(&mut self) -> io::Result<()> {
+        self.stop.clear();
+        let mut outcome = Ok(());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                outcome = Err(io::Error::other("a worker died"));
+            }
+        }
+        outcome
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.stop_workers();
+    }
+}
+
+struct PanicGuard(Option<UnixStream>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if let (true, Some(stream)) = (thread::panicking(), &mut self.0) {
+            let _ = stream.write_all(b"!");
+        }
+    }
+}
+
+/// `workers` listening sockets that share one address.
+fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
+    let one = |address: SocketAddr| -> io::Result<TcpListener> {
+        let socket = Socket::new(
+            Domain::for_address(address),
+            Type::STREAM.nonblocking(),
+            Some(Protocol::TCP),
+        )?;
+        // A mock that is restarted on the same port must not wait for TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        if workers > 1 {
+            socket.set_reuse_port(true)?;
+        }
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        // Linux hands this down to accepted sockets.
+        socket.set_nodelay(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(LISTEN_BACKLOG)?;
+        Ok(socket.into())
+    };
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("listening on {address}: {error}"));
+    let first = one(address).map_err(named)?;
+    let address = first.local_addr()?;
+    let mut sockets = vec![first];
+    while sockets.len() < workers {
+        sockets.push(one(address).map_err(named)?);
+    }
+    Ok(sockets)
+}
+
+/// Everything a worker thread needs.
+struct Plan {
+    index: usize,
+    cpu: Option<usize>,
+    driver: DriverChoice,
+    settings: Arc<Settings>,
+    listeners: Vec<(TcpListener, Role)>,
+    stopped: UnixStream,
+    ready: mpsc::Sender<io::Result<&'static str>>,
+}
+
+impl Plan {
+    /// Steps down from the cheapest ring to epoll. The ring must be made on the thread that uses
+    /// it (`SINGLE_ISSUER`).
+    fn run(self) {
+        if let Some(cpu) = self.cpu
+            && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+        {
+            let error = format!("--cpus: this process may not run on CPU {cpu}");
+            let _ = self.ready.send(Err(io::Error::other(error)));
+            return;
+        }
+        if self.driver != DriverChoice::Epoll {
+            let mut refusal = None;
+            for (flags, name) in rings() {
+                let built = RuntimeBuilder::<IoUringDriver>::new()
+                    .with_entries(RING_ENTRIES)
+                    .uring_builder(flags)
+                    .enable_timer()
+                    .build();
+                match built {
+                    Ok(mut runtime) => return runtime.block_on(self.serve(name)),
+                    Err(error) => refusal = Some(error),
+                }
+            }
+            if let (DriverChoice::IoUring, Some(error)) = (self.driver, refusal) {
+                let error = format!(
+                    "io_uring is not available: {error}; likely cause: \
+                     kernel.io_uring_disabled, or a seccomp filter; --driver epoll does without"
+                );
+                let _ = self.ready.send(Err(io::Error::other(error)));
+                return;
+            }
+        }
+        match RuntimeBuilder::<LegacyDriver>::new().enable_timer().build() {
+            Ok(mut runtime) => runtime.block_on(self.serve("epoll")),
+            Err(error) => {
+                let _ = self.ready.send(Err(error));
+            }
+        }
+    }
+
+    async fn serve(self, driver: &'static str) {
+        let listeners: io::Result<Vec<Listener>> = self
+            .listeners
+            .into_iter()
+            .map(|(socket, role)| Listener::new(socket, role))
+            .collect();
+        let (listeners, stopped) = match (listeners, worker::Stop::new(self.stopped)) {
+            (Ok(listeners), Ok(stopped)) => (listeners, stopped),
+            (Err(error), _) | (_, Err(error)) => {
+                let _ = self.ready.send(Err(error));
+                return;
+            }
+        };
+        let _ = self.ready.send(Ok(driver));
+        drop(self.ready);
+        worker::run(self.index, self.settings, listeners, stopped).await;
+    }
+}
+
+/// Ring set-ups, cheapest first. An unflagged ring is left out: epoll is better than that.
+fn rings() -> [(io_uring::Builder, &'static str); 2] {
+    let mut deferred = io_uring::IoUring::builder();
+    deferred
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_coop_taskrun();
+    let mut cooperative = io_uring::IoUring::builder();
+    cooperative.setup_coop_taskrun();
+    [
+        (
+            deferred,
+            "io_uring single_issuer defer_taskrun coop_taskrun",
+        ),
+        (cooperative, "io_uring coop_taskrun"),
+    ]
+}
+
+/// Connections that wait to be accepted, per socket; more are refused by the kernel. The kernel
+/// caps it at `net.core.somaxconn`.
+const LISTEN_BACKLOG: i32 = 4096;
+
+/// Submission queue entries. Operations beyond that are submitted in several batches.
+const RING_ENTRIES: u32 = 1024;

@@ -1,0 +1,155 @@
+//! TLS: server configuration from PEM files, and throw-away certificates.
+//!
+//! TLS 1.3 and 1.2, ALPN `http/1.1` only, tickets from one ticketer that all workers share, so
+//! that a session may be resumed on any of them. Client certificates are not asked for.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use time::{Duration, OffsetDateTime};
+
+/// Where the certificate, its key and (for throw-away ones) the CA are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The CA that clients must trust, if this process made it.
+    pub ca: Option<PathBuf>,
+    /// The chain, leaf first, in PEM.
+    pub cert: PathBuf,
+    /// The leaf's private key, in PEM.
+    pub key: PathBuf,
+}
+
+/// Builds the server's TLS configuration from PEM files.
+pub fn server_config(files: &TlsFiles) -> io::Result<Arc<ServerConfig>> {
+    let chain = CertificateDer::pem_file_iter(&files.cert)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| about("reading the certificate", &files.cert, error))?;
+    if chain.is_empty() {
+        return Err(about(
+            "reading the certificate",
+            &files.cert,
+            "no certificate in it",
+        ));
+    }
+    let key = PrivateKeyDer::from_pem_file(&files.key)
+        .map_err(|error| about("reading the private key", &files.key, error))?;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|error| about("using the certificate", &files.cert, error))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+    Ok(Arc::new(config))
+}
+
+/// Makes a CA and a certificate for `names` (DNS names or IP addresses) and writes `ca.pem`,
+/// `cert.pem` and `key.pem` into `directory`. The CA's key is forgotten at once, so that the
+/// file `ca.pem` can vouch for nothing else.
+pub fn self_signed(directory: &Path, names: &[String]) -> io::Result<TlsFiles> {
+    fs::create_dir_all(directory)
+        .map_err(|error| about("creating the directory", directory, error))?;
+    let now = OffsetDateTime::now_utc();
+
+    let mut ca = CertificateParams::default();
+    ca.distinguished_name
+        .push(DnType::CommonName, "mock-upstream throw-away CA");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    ca.not_before = now - CLOCK_SKEW;
+    ca.not_after = now + VALIDITY;
+    let ca_key = KeyPair::generate().map_err(io::Error::other)?;
+    let ca_cert = ca.self_signed(&ca_key).map_err(io::Error::other)?;
+    let issuer = Issuer::from_params(&ca, &ca_key);
+
+    let mut leaf = CertificateParams::new(names)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, format!("--name: {error}")))?;
+    let first = names.first().map_or("mock-upstream", String::as_str);
+    leaf.distinguished_name.push(DnType::CommonName, first);
+    leaf.is_ca = IsCa::ExplicitNoCa;
+    leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    leaf.use_authority_key_identifier_extension = true;
+    leaf.not_before = now - CLOCK_SKEW;
+    leaf.not_after = now + VALIDITY;
+    let leaf_key = KeyPair::generate().map_err(io::Error::other)?;
+    let leaf_cert = leaf
+        .signed_by(&leaf_key, &issuer)
+        .map_err(io::Error::other)?;
+
+    let files = TlsFiles {
+        ca: Some(directory.join("ca.pem")),
+        cert: directory.join("cert.pem"),
+        key: directory.join("key.pem"),
+    };
+    write(&directory.join("ca.pem"), &ca_cert.pem(), 0o644)?;
+    write(&files.cert, &leaf_cert.pem(), 0o644)?;
+    write(&files.key, &leaf_key.serialize_pem(), 0o600)?;
+    Ok(files)
+}
+
+/// Writes the file anew, so that its mode holds even if it existed.
+fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
+    let _ = fs::remove_file(path);
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|error| about("writing", path, error))
+}
+
+fn about(doing: &str, path: &Path, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{doing} {}: {error}", path.display()))
+}
+
+/// How far a client's clock may lag behind ours.
+const CLOCK_SKEW: Duration = Duration::hours(1);
+
+/// How long a throw-away certificate is valid: longer than any test, shorter than the 398 days
+/// that some clients accept at most.
+const VALIDITY: Duration = Duration::days(90);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn throw_away_certificates_load_and_keys_are_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let names = ["api.example.com".to_string(), "127.0.0.1".to_string()];
+            let files = self_signed(directory.path(), &names).unwrap();
+            let config = server_config(&files).unwrap();
+            assert_eq!(config.alpn_protocols, [b"http/1.1".to_vec()]);
+            let mode = fs::metadata(&files.key).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn errors_name_the_file() {
+        let files = TlsFiles {
+            ca: None,
+            cert: "/nonexistent/cert.pem".into(),
+            key: "/nonexistent/key.pem".into(),
+        };
+        let error = server_config(&files).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/cert.pem"), "{error}");
+    }
+}

@@ -1,0 +1,231 @@
+//! One worker: accepts, serves, counts, and keeps the second hand.
+//!
+//! Everything here belongs to one thread; other threads see its counters and nothing else.
+
+use std::cell::{Cell, Ref, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use monoio::io::AsyncReadRent as _;
+use monoio::net::TcpStream;
+
+use crate::connection::Connection;
+use crate::http::{Response, date};
+use crate::idle::IdleTable;
+use crate::keys::KeySet;
+use crate::settings::Settings;
+use crate::stats::WorkerStats;
+use crate::stream::Stream;
+
+/// What all connections of one worker share.
+#[derive(Debug)]
+pub struct Worker {
+    /// What the whole process shares.
+    pub settings: Arc<Settings>,
+    /// This worker's counters.
+    pub stats: Arc<WorkerStats>,
+    idle: Rc<IdleTable>,
+    keys: RefCell<(u64, Arc<KeySet>)>,
+    date: RefCell<String>,
+    /// The whole answer to `GET /ok`, rendered once a second for its date.
+    ok: RefCell<Vec<u8>>,
+    next_number: Cell<u64>,
+}
+
+/// Whom a listener serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Clients of the mock API.
+    Api,
+    /// Tests that steer the mock, in clear text.
+    Control,
+}
+
+/// A listening socket within this worker's event loop.
+pub struct Listener {
+    socket: monoio::net::TcpListener,
+    role: Role,
+}
+
+/// Resolves when the other end of a socket pair is dropped.
+pub struct Stop(monoio::net::UnixStream);
+
+/// Serves until told to stop.
+pub async fn run(index: usize, settings: Arc<Settings>, listeners: Vec<Listener>, stop: Stop) {
+    let worker = Rc::new(Worker::new(index, settings));
+    for listener in listeners {
+        monoio::spawn(accept(Rc::clone(&worker), listener));
+    }
+    monoio::spawn(tick(Rc::clone(&worker)));
+    let Stop(mut stream) = stop;
+    // Any outcome means the same: nobody holds the other end.
+    let _ = stream.read(vec![0; 1]).await;
+    worker.idle.shut_all();
+}
+
+impl Worker {
+    fn new(index: usize, settings: Arc<Settings>) -> Self {
+        let worker = Worker {
+            stats: Arc::clone(&settings.stats[index]),
+            idle: Rc::default(),
+            keys: RefCell::new((settings.keys.generation(), settings.keys.current())),
+            date: RefCell::default(),
+            ok: RefCell::default(),
+            next_number: Cell::new(index as u64 + 1),
+            settings,
+        };
+        worker.render();
+        worker
+    }
+
+    /// The valid keys, fetched anew if they have been replaced.
+    pub fn keys(&self) -> Ref<'_, KeySet> {
+        let generation = self.settings.keys.generation();
+        if self.keys.borrow().0 != generation {
+            *self.keys.borrow_mut() = (generation, self.settings.keys.current());
+        }
+        Ref::map(self.keys.borrow(), |(_, keys)| &**keys)
+    }
+
+    /// The current `Date`, right to the second or so.
+    pub fn date(&self) -> Ref<'_, str> {
+        Ref::map(self.date.borrow(), String::as_str)
+    }
+
+    /// The whole answer to `GET /ok`.
+    pub fn ok(&self) -> Ref<'_, [u8]> {
+        Ref::map(self.ok.borrow(), Vec::as_slice)
+    }
+
+    fn render(&self) {
+        *self.date.borrow_mut() = date::format(date::unix_seconds());
+        let mut ok = self.ok.borrow_mut();
+        ok.clear();
+        Response::start(&mut ok, 200, &self.date(), false).content("text/plain", OK_CONTENT);
+    }
+
+    /// A number that no other connection of this process has.
+    fn number(&self) -> u64 {
+        let number = self.next_number.get();
+        self.next_number
+            .set(number + self.settings.stats.len() as u64);
+        number
+    }
+}
+
+async fn tick(worker: Rc<Worker>) {
+    loop {
+        monoio::time::sleep(Duration::from_secs(1)).await;
+        worker.render();
+        for _ in 0..worker.idle.sweep(worker.settings.idle_timeout) {
+            worker.stats.idle_closed.increment();
+        }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, listener: Listener) {
+    loop {
+        match listener.socket.accept().await {
+            Ok((socket, peer)) => {
+                worker.stats.connections.increment();
+                if worker.idle.len() >= CONNECTIONS_MAX {
+                    worker.stats.connections_refused.increment();
+                    worker.stats.closed.increment();
+                    continue;
+                }
+                let worker = Rc::clone(&worker);
+                monoio::spawn(async move {
+                    let stats = Arc::clone(&worker.stats);
+                    let served = serve(worker, socket, peer, listener.role);
+                    if CatchPanic(Box::pin(served)).await.is_err() {
+                        stats.panics.increment();
+                    }
+                    stats.closed.increment();
+                });
+            }
+            // Out of descriptors, most likely: some will be freed.
+            Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+async fn serve(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Role) {
+    let number = worker.number();
+    let guard = worker.idle.enter(number, socket.as_raw_fd());
+    let tls = match role {
+        Role::Api => worker.settings.tls.as_ref(),
+        Role::Control => None,
+    };
+    let Ok(mut stream) = Stream::new(socket, guard, tls) else {
+        return;
+    };
+    let mut facts = None;
+    if tls.is_some() {
+        match Box::pin(stream.handshake()).await {
+            Ok(found) => {
+                worker.stats.handshakes.increment();
+                if found.resumed {
+                    worker.stats.resumed.increment();
+                }
+                facts = Some(found);
+            }
+            Err(_) => {
+                worker.stats.handshakes_failed.increment();
+                return;
+            }
+        }
+    }
+    let connection = Connection::new(worker, stream, number, peer, facts);
+    connection.serve(role).await;
+}
+
+/// Turns a panic within a task into an error: monoio would let it end the thread.
+struct CatchPanic<F>(Pin<Box<F>>);
+
+impl<F: Future<Output = ()>> Future for CatchPanic<F> {
+    type Output = Result<(), ()>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Whatever the panic left half done belongs to this connection alone, and is dropped.
+        match catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(context))) {
+            Ok(poll) => poll.map(Ok),
+            Err(_) => Poll::Ready(Err(())),
+        }
+    }
+}
+
+impl Listener {
+    /// Takes over a bound, non-blocking socket. Must be called within the event loop.
+    pub fn new(socket: std::net::TcpListener, role: Role) -> io::Result<Self> {
+        Ok(Listener {
+            socket: monoio::net::TcpListener::from_std(socket)?,
+            role,
+        })
+    }
+}
+
+impl Stop {
+    /// Must be called within the event loop.
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        monoio::net::UnixStream::from_std(stream).map(Stop)
+    }
+}
+
+/// What `/ok` and `/healthz` say.
+pub const OK_CONTENT: &[u8] = b"ok\n";
+
+/// Open connections per worker; further ones are closed as soon as they are accepted.
+const CONNECTIONS_MAX: usize = 50_000;
+
+/// How long accepting rests after an error.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
