@@ -1,2 +1,135 @@
-//! .
-fn main() {}
+//! `loadgen`: an open-loop HTTP/1.1 load generator over TLS that says when it is not to be believed.
+//!
+//! Its main job is the overhead experiment: two targets under load in alternating slices of one
+//! run, and the difference of their quantiles with an interval. Latency counts from when a request
+//! was due, so neither a stalled server nor a stalled generator can hide.
+//!
+//! The way through the code: [`cli`] becomes a [`plan`], each thread runs a [`worker`], whose
+//! dispatcher follows a [`schedule`] and hands requests to [`connection`]s; these speak through a
+//! [`stream`] and read answers with [`response`]; [`stats`] are merged, [`compare`]d, held against
+//! [`gate`]s and shown by [`report`].
+//!
+//! It shares no code with the proxy that it judges. It does not follow redirects, keep cookies,
+//! decompress, or speak HTTP/2.
+
+mod cli;
+mod clock;
+mod compare;
+mod connection;
+mod failure;
+mod gate;
+mod plan;
+mod report;
+mod response;
+mod rt;
+mod samples;
+mod schedule;
+mod slot;
+mod stats;
+mod stream;
+mod sys;
+mod target;
+mod tls;
+mod worker;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+
+use crate::report::Report;
+use crate::rt::Driver;
+use crate::stats::Stats;
+use crate::worker::Start;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let args = cli::Args::parse();
+    match measure(&args) {
+        Ok(report) => conclude(&args, &report),
+        Err(reason) => {
+            eprintln!("loadgen: {reason}");
+            ExitCode::from(EXIT_NOT_STARTED)
+        }
+    }
+}
+
+/// Plans and runs. An error means that nothing was measured.
+fn measure(args: &cli::Args) -> Result<Report, String> {
+    let (plan, gates) = args.plan()?;
+    sys::raise_open_files();
+    if std::io::stderr().is_terminal() {
+        let seconds = report::length(&plan).as_secs_f64();
+        eprintln!("loadgen: running for {seconds:.0} s ...");
+    }
+    let plan = Arc::new(plan);
+    let start = Start::new(plan.threads);
+    let results: Vec<Option<(Stats, Driver)>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..plan.threads)
+            .map(|index| {
+                let (plan, start) = (Arc::clone(&plan), &start);
+                scope.spawn(move || worker::run(plan, start, index))
+            })
+            .collect();
+        threads
+            .into_iter()
+            .map(|thread| {
+                thread
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            })
+            .collect()
+    });
+    if let Some(reason) = start.abandoned() {
+        return Err(reason);
+    }
+    let mut total = Stats::new(plan.targets.len());
+    let mut driver = Driver::Epoll;
+    for (stats, used) in results.into_iter().flatten() {
+        total.merge(stats);
+        driver = used;
+    }
+    let command = cli::shown_command(std::env::args());
+    Ok(Report::new(&plan, &gates, total, driver, command))
+}
+
+/// Shows the report and chooses the exit code.
+fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
+    let shown = if args.json {
+        report
+            .json()
+            .map_err(std::io::Error::from)
+            .map(|json| json + "\n")
+    } else {
+        Ok(report.text())
+    };
+    let written = shown
+        .and_then(|text| std::io::stdout().write_all(text.as_bytes()))
+        .and_then(|()| match &args.hgrm {
+            Some(path) => report.write_hgrm(path),
+            None => Ok(()),
+        });
+    if let Err(error) = written {
+        eprintln!("loadgen: the result could not be written: {error}");
+        return ExitCode::from(EXIT_NOT_STARTED);
+    }
+    if !report.valid {
+        return ExitCode::from(EXIT_INVALID);
+    }
+    if report.failed() {
+        return ExitCode::from(EXIT_GATE);
+    }
+    ExitCode::SUCCESS
+}
+
+/// A `--fail-if` condition held.
+const EXIT_GATE: u8 = 1;
+
+/// Nothing was measured, or its result could not be written.
+const EXIT_NOT_STARTED: u8 = 2;
+
+/// The generator lagged beyond its bound: the figures mean nothing, gates included.
+const EXIT_INVALID: u8 = 3;

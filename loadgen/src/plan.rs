@@ -1,0 +1,167 @@
+//! A run, fully decided: nothing in here is optional that should have been settled before.
+
+use std::time::Duration;
+
+use crate::clock::Nanos;
+use crate::rt::DriverChoice;
+use crate::schedule::Arrivals;
+use crate::target::Target;
+
+/// Everything the workers need to know. Shared by all threads, never changed.
+pub struct Plan {
+    /// What is driven; at least one.
+    pub targets: Vec<Target>,
+    /// How requests come about.
+    pub load: Load,
+    /// Connections per target, over all threads.
+    pub connections: usize,
+    /// Worker threads.
+    pub threads: usize,
+    /// CPUs to pin them to, in turn; empty pins nothing.
+    pub cpus: Vec<usize>,
+    /// Time before measuring begins.
+    pub warmup: Duration,
+    /// The measured time.
+    pub duration: Duration,
+    /// How long one target is driven before the next has its turn. The whole run with one target.
+    pub slice: Duration,
+    /// How long after its due time a request may be without a complete answer.
+    pub timeout: Duration,
+    /// How long before a due time a thread stops sleeping and spins.
+    pub spin: Duration,
+    /// A connection per request.
+    pub new_connection: bool,
+    /// The driver asked for.
+    pub driver: DriverChoice,
+    /// Generator lag at p99 beyond which the run is invalid.
+    pub lag_bound: Duration,
+    /// Seeds arrivals and resampling.
+    pub seed: u64,
+}
+
+/// How requests come about.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Load {
+    /// They are due when the schedule says, whatever the server does.
+    Open {
+        /// Requests per second, over all threads and targets.
+        rate: f64,
+        /// Their spacing.
+        arrivals: Arrivals,
+    },
+    /// Each connection sends the next one as soon as the last was answered.
+    Closed,
+}
+
+impl Plan {
+    /// Connections to `target` (all have the same number) that `thread` holds.
+    pub fn connections_of(&self, thread: usize) -> usize {
+        let share = self.connections / self.threads;
+        share + usize::from(thread < self.connections % self.threads)
+    }
+
+    /// The slices of the run, given the time at which it starts.
+    pub fn timeline(&self, start: Nanos) -> Timeline {
+        let measure_from = start + nanos(self.warmup);
+        Timeline {
+            start,
+            measure_from,
+            end: measure_from + nanos(self.duration),
+            slice: nanos(self.slice).max(1),
+            targets: self.targets.len(),
+        }
+    }
+}
+
+/// Converts a duration; beyond 584 years it saturates.
+pub fn nanos(duration: Duration) -> Nanos {
+    Nanos::try_from(duration.as_nanos()).unwrap_or(Nanos::MAX)
+}
+
+/// When what is driven and measured. The warm-up has slices too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// When the load starts.
+    pub start: Nanos,
+    /// When measuring starts.
+    pub measure_from: Nanos,
+    /// When the load ends.
+    pub end: Nanos,
+    slice: Nanos,
+    targets: usize,
+}
+
+impl Timeline {
+    /// The target under load at `at`.
+    ///
+    /// Rounds alternate their order (A B, B A, A B ...), so that a slow drift of the machine does
+    /// not always favour the same one.
+    #[inline]
+    pub fn target_at(&self, at: Nanos) -> usize {
+        if self.targets == 1 {
+            return 0;
+        }
+        let slice = (at.saturating_sub(self.start) / self.slice) as usize;
+        let (round, place) = (slice / self.targets, slice % self.targets);
+        match round % 2 {
+            0 => place,
+            _ => self.targets - 1 - place,
+        }
+    }
+
+    /// The measured round (a slice for each target) that holds `at`, which must not lie in the
+    /// warm-up. The plan makes the warm-up whole rounds.
+    #[inline]
+    pub fn round_index(&self, at: Nanos) -> usize {
+        (at.saturating_sub(self.measure_from) / (self.slice * self.targets as Nanos)) as usize
+    }
+
+    /// When the slice after the one that holds `at` begins.
+    pub fn slice_end(&self, at: Nanos) -> Nanos {
+        let index = at.saturating_sub(self.start) / self.slice;
+        self.start + (index + 1).saturating_mul(self.slice)
+    }
+
+    /// Whether a request due then counts.
+    #[inline]
+    pub fn measures(&self, due: Nanos) -> bool {
+        due >= self.measure_from && due < self.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(targets: usize) -> Timeline {
+        Timeline {
+            start: 1000,
+            measure_from: 1200,
+            end: 2000,
+            slice: 100,
+            targets,
+        }
+    }
+
+    #[test]
+    fn targets_take_turns_in_alternating_order() {
+        let two = timeline(2);
+        let order: Vec<_> = (0..8).map(|n| two.target_at(1000 + n * 100)).collect();
+        assert_eq!(order, [0, 1, 1, 0, 0, 1, 1, 0]);
+        let three = timeline(3);
+        let order: Vec<_> = (0..7).map(|n| three.target_at(1050 + n * 100)).collect();
+        assert_eq!(order, [0, 1, 2, 2, 1, 0, 0]);
+        assert_eq!(timeline(1).target_at(5000), 0);
+    }
+
+    #[test]
+    fn rounds_and_the_ends_of_slices() {
+        let t = timeline(2);
+        assert_eq!(t.round_index(1200), 0);
+        assert_eq!(t.round_index(1399), 0);
+        assert_eq!(t.round_index(1400), 1);
+        assert_eq!(t.slice_end(1000), 1100);
+        assert_eq!(t.slice_end(1099), 1100);
+        assert!(!t.measures(1199) && t.measures(1200) && !t.measures(2000));
+    }
+}

@@ -1,0 +1,770 @@
+//! What a run came to: computed once as [`Report`], then shown as a table, as JSON, or as a
+//! percentile file.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::compare::{self, Difference, Finding};
+use crate::failure::Kind;
+use crate::gate::{Gate, Metric, Time};
+use crate::plan::{Load, Plan};
+use crate::rt::Driver;
+use crate::stats::{Stats, TargetStats};
+use crate::sys::CpuTime;
+
+/// A finished run. Its JSON form is what `--json` prints; times are microseconds.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The version of this program.
+    pub loadgen: &'static str,
+    /// The command, secrets left out.
+    pub command: Vec<String>,
+    /// `open` or `closed`.
+    pub mode: &'static str,
+    /// The rate asked for, open loop.
+    pub rate_wanted: Option<f64>,
+    /// Threads.
+    pub threads: usize,
+    /// CPUs they were pinned to.
+    pub cpus: Vec<usize>,
+    /// Connections per target.
+    pub connections: usize,
+    /// What drove the sockets.
+    pub driver: &'static str,
+    /// The measured time, seconds.
+    pub duration_s: f64,
+    /// Whether the generator kept its schedule well enough.
+    pub valid: bool,
+    /// What the reader must know before believing the figures.
+    pub remarks: Vec<String>,
+    /// One per target.
+    pub targets: Vec<TargetReport>,
+    /// Each target against the last, when there are several.
+    pub comparisons: Vec<Comparison>,
+    /// About the generator itself.
+    pub generator: Generator,
+    /// The conditions asked for.
+    pub gates: Vec<GateReport>,
+}
+
+/// One target's figures.
+#[derive(Debug, Serialize)]
+pub struct TargetReport {
+    /// Its name.
+    pub name: String,
+    /// Its URL without the query.
+    pub url: String,
+    /// Where connections went.
+    pub address: String,
+    /// TLS version and cipher suite.
+    pub tls: Option<String>,
+    /// Requests due in the measured time, answered or not.
+    pub requests: u64,
+    /// Good answers among them.
+    pub good: u64,
+    /// Good answers that arrived within the measured time.
+    pub good_in_time: u64,
+    /// These per second of this target's share of the time.
+    pub rps: f64,
+    /// Failures by kind; kinds without any are left out.
+    pub errors: std::collections::BTreeMap<&'static str, u64>,
+    /// All failures.
+    pub errors_total: u64,
+    /// Some failures in words.
+    pub error_examples: Vec<String>,
+    /// Answers by status.
+    pub status: std::collections::BTreeMap<u16, u64>,
+    /// Body bytes received.
+    pub body_bytes: u64,
+    /// From when requests were due.
+    pub latency: Latency,
+    /// From when they were sent.
+    pub latency_from_send: Latency,
+    /// Connections and how long they took to open.
+    pub connections: Connections,
+    #[serde(skip)]
+    corrected: Histogram<u64>,
+}
+
+/// A distribution of times, microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub struct Latency {
+    pub count: u64,
+    pub mean: f64,
+    pub p50: f64,
+    pub p75: f64,
+    pub p90: f64,
+    pub p99: f64,
+    #[serde(rename = "p99.9")]
+    pub p999: f64,
+    #[serde(rename = "p99.99")]
+    pub p9999: f64,
+    pub max: f64,
+}
+
+/// Connections of one target, during the whole run.
+#[derive(Debug, Serialize)]
+pub struct Connections {
+    /// Opened.
+    pub opened: u64,
+    /// Of these, by a resumed TLS session.
+    pub resumed: u64,
+    /// Idle ones that the server closed.
+    pub closed_idle: u64,
+    /// Attempts that failed outside of a request.
+    pub failed: u64,
+    /// Time to open one.
+    pub opening: Latency,
+}
+
+/// The generator's own figures.
+#[derive(Debug, Serialize)]
+pub struct Generator {
+    /// How late requests that were due were taken up.
+    pub lag: Latency,
+    /// How long they then waited for a free connection, the lag included.
+    pub wait: Latency,
+    /// CPU of the driving threads in the measured time, microseconds per good answer.
+    pub cpu_us_per_request: f64,
+    /// The same as user time, seconds.
+    pub cpu_user_s: f64,
+    /// The same as system time, seconds.
+    pub cpu_system_s: f64,
+    /// Share of the driving threads' time.
+    pub cpu_share: f64,
+    /// CPU of the whole process over its whole life, seconds.
+    pub cpu_process_s: f64,
+}
+
+/// Two targets compared.
+#[derive(Debug, Serialize)]
+pub struct Comparison {
+    /// The first.
+    pub subject: String,
+    /// The second.
+    pub baseline: String,
+    /// Rounds that had answers from both.
+    pub rounds: usize,
+    /// One line per quantile.
+    pub quantiles: Vec<ComparedQuantile>,
+}
+
+/// A quantile of two targets, microseconds.
+#[derive(Debug, Serialize)]
+pub struct ComparedQuantile {
+    /// The quantile, 0 to 1.
+    pub quantile: f64,
+    /// The subject's.
+    pub subject: f64,
+    /// The baseline's.
+    pub baseline: f64,
+    /// Their difference.
+    pub difference: f64,
+    /// Lower end of the 95 % interval.
+    pub low: Option<f64>,
+    /// Upper end of it.
+    pub high: Option<f64>,
+    /// `slower`, `faster`, `below the noise` or `too few rounds`.
+    pub finding: &'static str,
+}
+
+/// A condition and what came of it.
+#[derive(Debug, Serialize)]
+pub struct GateReport {
+    /// As written.
+    pub condition: String,
+    /// The target it was held against.
+    pub target: Option<String>,
+    /// The measured value, for people.
+    pub value: String,
+    /// Whether the run fails by it.
+    pub failed: bool,
+}
+
+impl Report {
+    /// Computes everything from what was measured.
+    pub fn new(
+        plan: &Plan,
+        gates: &[Gate],
+        mut stats: Stats,
+        driver: Driver,
+        command: Vec<String>,
+    ) -> Self {
+        let comparisons = compare_all(plan, &mut stats);
+        let targets: Vec<TargetReport> = plan
+            .targets
+            .iter()
+            .zip(std::mem::take(&mut stats.targets))
+            .map(|(target, stats)| target_report(plan, target, stats))
+            .collect();
+        let generator = generator(plan, &stats, &targets);
+        let valid = stats.lag.value_at_quantile(0.99) <= crate::plan::nanos(plan.lag_bound);
+        let mut report = Self {
+            loadgen: env!("CARGO_PKG_VERSION"),
+            command,
+            mode: match plan.load {
+                Load::Open { .. } => "open",
+                Load::Closed => "closed",
+            },
+            rate_wanted: match plan.load {
+                Load::Open { rate, .. } => Some(rate),
+                Load::Closed => None,
+            },
+            threads: plan.threads,
+            cpus: plan.cpus.clone(),
+            connections: plan.connections,
+            driver: driver.name(),
+            duration_s: plan.duration.as_secs_f64(),
+            valid,
+            remarks: Vec::new(),
+            targets,
+            comparisons,
+            generator,
+            gates: Vec::new(),
+        };
+        report.remarks = remarks(plan, &report);
+        report.gates = gates
+            .iter()
+            .flat_map(|gate| judge(gate, &report, &stats))
+            .collect();
+        report
+    }
+
+    /// Whether a `--fail-if` condition held.
+    pub fn failed(&self) -> bool {
+        self.gates.iter().any(|gate| gate.failed)
+    }
+
+    /// The whole as one JSON document.
+    ///
+    /// # Errors
+    /// None in practice; serde's signature has one.
+    pub fn json(&self) -> serde_json::Result<String> {
+        serde_json::to_string_pretty(self)
+    }
+
+    /// The table for people.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_text(&mut out);
+        out
+    }
+
+    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+        let rate = match self.rate_wanted {
+            Some(rate) => format!("open loop, {rate}/s"),
+            None => "closed loop".to_owned(),
+        };
+        let pinned = match self.cpus.as_slice() {
+            [] => String::new(),
+            cpus => format!(" on CPU {}", join(cpus)),
+        };
+        writeln!(
+            out,
+            "loadgen {}: {rate}, {:.1} s measured, {} connections{}, {} thread{}{pinned}, {}",
+            self.loadgen,
+            self.duration_s,
+            self.connections,
+            if self.targets.len() > 1 {
+                " per target"
+            } else {
+                ""
+            },
+            self.threads,
+            if self.threads == 1 { "" } else { "s" },
+            self.driver,
+        )?;
+        let width = self
+            .targets
+            .iter()
+            .map(|target| target.name.len())
+            .max()
+            .unwrap_or(0)
+            .max("from the send".len() + 2);
+        writeln!(
+            out,
+            "\n{:width$} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
+            "", "requests", "good/s", "errors", "mean", "p50", "p90", "p99", "p99.9", "max"
+        )?;
+        for target in &self.targets {
+            write!(
+                out,
+                "{:width$} {:>9} {:>9.0} {:>8}",
+                target.name, target.requests, target.rps, target.errors_total
+            )?;
+            write_latency(out, &target.latency)?;
+            if self.rate_wanted.is_some() {
+                write!(
+                    out,
+                    "{:width$} {:>9} {:>9} {:>8}",
+                    "  from the send", "", "", ""
+                )?;
+                write_latency(out, &target.latency_from_send)?;
+            }
+        }
+        if self.rate_wanted.is_some() {
+            writeln!(
+                out,
+                "Latency counts from when a request was due; beneath it, from when it was sent."
+            )?;
+        }
+        for target in &self.targets {
+            write!(out, "\n{}: {}", target.name, target.url)?;
+            writeln!(
+                out,
+                " at {}{}",
+                target.address,
+                target
+                    .tls
+                    .as_ref()
+                    .map_or(String::new(), |tls| format!(", {tls}"))
+            )?;
+            let connections = &target.connections;
+            write!(out, "  connections: {} opened", connections.opened)?;
+            if connections.opened > 0 {
+                write!(
+                    out,
+                    " in {} p50, {} p99",
+                    Time(connections.opening.p50 * 1e3),
+                    Time(connections.opening.p99 * 1e3)
+                )?;
+            }
+            for (count, what) in [
+                (connections.resumed, "resumed"),
+                (connections.closed_idle, "closed by the server while idle"),
+                (connections.failed, "failed to open"),
+            ] {
+                if count > 0 {
+                    write!(out, ", {count} {what}")?;
+                }
+            }
+            writeln!(out)?;
+            let status: Vec<_> = target
+                .status
+                .iter()
+                .map(|(status, count)| format!("{status}: {count}"))
+                .collect();
+            if !status.is_empty() {
+                writeln!(out, "  status {}", status.join(", "))?;
+            }
+            if target.errors_total > 0 {
+                let kinds: Vec<_> = target
+                    .errors
+                    .iter()
+                    .map(|(kind, count)| format!("{kind} {count}"))
+                    .collect();
+                writeln!(out, "  errors: {}", kinds.join(", "))?;
+            }
+            for example in &target.error_examples {
+                writeln!(out, "    e.g. {example}")?;
+            }
+        }
+        for comparison in &self.comparisons {
+            writeln!(
+                out,
+                "\n{} minus {}, {} rounds, 95 % interval:",
+                comparison.subject, comparison.baseline, comparison.rounds
+            )?;
+            for line in &comparison.quantiles {
+                let interval = match (line.low, line.high) {
+                    (Some(low), Some(high)) => {
+                        format!("[{}, {}]", Signed(low * 1e3), Signed(high * 1e3))
+                    }
+                    _ => String::new(),
+                };
+                writeln!(
+                    out,
+                    "  {:<6} {:>9}  {:<22} {}",
+                    quantile_name(line.quantile),
+                    Signed(line.difference * 1e3).to_string(),
+                    interval,
+                    match line.finding {
+                        "slower" => String::new(),
+                        "faster" => "(faster)".to_owned(),
+                        other => other.to_owned(),
+                    }
+                )?;
+            }
+        }
+        let own = &self.generator;
+        writeln!(out)?;
+        if self.rate_wanted.is_some() {
+            writeln!(
+                out,
+                "generator lag: {} p50, {} p99, {} max; wait for a free connection: {} p50, {} p99, {} max",
+                Time(own.lag.p50 * 1e3),
+                Time(own.lag.p99 * 1e3),
+                Time(own.lag.max * 1e3),
+                Time(own.wait.p50 * 1e3),
+                Time(own.wait.p99 * 1e3),
+                Time(own.wait.max * 1e3),
+            )?;
+        }
+        writeln!(
+            out,
+            "generator CPU: {:.2} us per good answer ({:.2} s user, {:.2} s system, {:.0} % of its threads' time)",
+            own.cpu_us_per_request,
+            own.cpu_user_s,
+            own.cpu_system_s,
+            own.cpu_share * 100.0
+        )?;
+        for remark in &self.remarks {
+            writeln!(out, "{remark}")?;
+        }
+        for gate in &self.gates {
+            writeln!(
+                out,
+                "{}: {}{} (measured {})",
+                if gate.failed { "FAILED" } else { "passed" },
+                gate.target
+                    .as_ref()
+                    .map_or(String::new(), |name| format!("{name}: ")),
+                gate.condition,
+                gate.value
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Writes each target's corrected latencies in HdrHistogram's percentile format,
+    /// values in milliseconds, as its plotter expects.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn write_hgrm(&self, path: &Path) -> io::Result<()> {
+        for target in &self.targets {
+            let path = match self.targets.len() {
+                1 => path.to_owned(),
+                _ => with_name(path, &target.name),
+            };
+            std::fs::write(path, hgrm(&target.corrected))?;
+        }
+        Ok(())
+    }
+}
+
+fn target_report(plan: &Plan, target: &crate::target::Target, stats: TargetStats) -> TargetReport {
+    let share = plan.duration.as_secs_f64() / plan.targets.len() as f64;
+    TargetReport {
+        name: target.name.clone(),
+        url: target.url.clone(),
+        address: target.address.to_string(),
+        requests: stats.requests(),
+        good: stats.good,
+        good_in_time: stats.good_in_time,
+        rps: stats.good_in_time as f64 / share,
+        errors: Kind::ALL
+            .into_iter()
+            .zip(stats.failures)
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| (kind.name(), count))
+            .collect(),
+        errors_total: stats.failed(),
+        error_examples: stats
+            .examples
+            .iter()
+            .map(|(kind, detail)| format!("{}: {detail}", kind.name()))
+            .collect(),
+        status: stats
+            .status
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+            .map(|(status, count)| (status as u16, *count))
+            .collect(),
+        body_bytes: stats.body_bytes,
+        latency: latency(&stats.corrected),
+        latency_from_send: latency(&stats.uncorrected),
+        connections: Connections {
+            opened: stats.connections_opened,
+            resumed: stats.connections_resumed,
+            closed_idle: stats.connections_closed_idle,
+            failed: stats.connections_failed,
+            opening: latency(&stats.opening),
+        },
+        tls: stats.tls,
+        corrected: stats.corrected,
+    }
+}
+
+fn generator(plan: &Plan, stats: &Stats, targets: &[TargetReport]) -> Generator {
+    let good: u64 = targets.iter().map(|target| target.good_in_time).sum();
+    let cpu = stats.cpu.total();
+    let available = plan.duration.as_secs_f64() * plan.threads as f64;
+    Generator {
+        lag: latency(&stats.lag),
+        wait: latency(&stats.wait),
+        cpu_us_per_request: cpu.as_secs_f64() * 1e6 / good.max(1) as f64,
+        cpu_user_s: stats.cpu.user.as_secs_f64(),
+        cpu_system_s: stats.cpu.system.as_secs_f64(),
+        cpu_share: cpu.as_secs_f64() / available,
+        cpu_process_s: CpuTime::of_process().total().as_secs_f64(),
+    }
+}
+
+fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {
+    let Some((last, others)) = stats.targets.split_last_mut() else {
+        return Vec::new();
+    };
+    let baseline = &plan.targets[others.len()].name;
+    others
+        .iter_mut()
+        .zip(&plan.targets)
+        .filter_map(|(stats, target)| {
+            let (differences, rounds) =
+                compare::compare(&mut stats.rounds, &mut last.rounds, &COMPARED, plan.seed)?;
+            Some(Comparison {
+                subject: target.name.clone(),
+                baseline: baseline.clone(),
+                rounds,
+                quantiles: differences.iter().map(compared).collect(),
+            })
+        })
+        .collect()
+}
+
+/// Quantiles at which targets are compared; 1 is the maximum.
+const COMPARED: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 1.0];
+
+fn compared(difference: &Difference) -> ComparedQuantile {
+    ComparedQuantile {
+        quantile: difference.quantile,
+        subject: difference.subject / 1e3,
+        baseline: difference.baseline / 1e3,
+        difference: difference.value() / 1e3,
+        low: difference.interval.map(|(low, _)| low / 1e3),
+        high: difference.interval.map(|(_, high)| high / 1e3),
+        finding: match difference.verdict() {
+            Finding::Slower => "slower",
+            Finding::Faster => "faster",
+            Finding::BelowNoise => "below the noise",
+            Finding::TooFewRounds => "too few rounds",
+        },
+    }
+}
+
+fn remarks(plan: &Plan, report: &Report) -> Vec<String> {
+    let mut remarks = Vec::new();
+    let own = &report.generator;
+    if !report.valid {
+        remarks.push(format!(
+            "INVALID: the generator took up requests {} late at p99 (bound {}); give it more \
+             threads or CPUs of its own, or a lower rate",
+            Time(own.lag.p99 * 1e3),
+            Time(plan.lag_bound.as_nanos() as f64)
+        ));
+    }
+    if own.cpu_share > BUSY_SHARE {
+        remarks.push(format!(
+            "judge-bound: the generator used {:.0} % of its threads' time; the target may be capable of more",
+            own.cpu_share * 100.0
+        ));
+    }
+    if own.wait.p99 > own.lag.p99 * 2.0 + 1000.0 {
+        remarks.push(format!(
+            "requests waited {} at p99 for one of {} connections; the latencies include this wait, \
+             as a caller's would",
+            Time(own.wait.p99 * 1e3),
+            plan.connections
+        ));
+    }
+    remarks
+}
+
+/// Above this share of its threads' time the generator itself is near its limit.
+const BUSY_SHARE: f64 = 0.9;
+
+fn judge(gate: &Gate, report: &Report, stats: &Stats) -> Vec<GateReport> {
+    let verdict = |target: Option<&str>, value: f64| GateReport {
+        condition: gate.text.clone(),
+        target: target.map(str::to_owned),
+        value: gate.show(value),
+        failed: gate.holds(value),
+    };
+    if let Metric::Lag(quantile) = gate.metric {
+        return vec![verdict(None, stats.lag.value_at_quantile(quantile) as f64)];
+    }
+    let wanted = |name: &str| gate.target.as_ref().is_none_or(|target| target == name);
+    if let Metric::Difference(quantile) = gate.metric {
+        return report
+            .comparisons
+            .iter()
+            .filter(|comparison| wanted(&comparison.subject))
+            .filter_map(|comparison| {
+                let line = comparison.quantiles.iter().min_by(|a, b| {
+                    let distance = |line: &ComparedQuantile| (line.quantile - quantile).abs();
+                    distance(a).total_cmp(&distance(b))
+                })?;
+                Some(verdict(Some(&comparison.subject), line.difference * 1e3))
+            })
+            .collect();
+    }
+    report
+        .targets
+        .iter()
+        .filter(|target| wanted(&target.name))
+        .map(|target| {
+            let value = match gate.metric {
+                Metric::Latency(quantile) => target.corrected.value_at_quantile(quantile) as f64,
+                Metric::LatencyMean => target.corrected.mean(),
+                Metric::Errors => target.errors_total as f64,
+                Metric::Rate => target.rps,
+                // Without a single request, nothing says that there were no errors.
+                _ if target.requests == 0 => 1.0,
+                _ => target.errors_total as f64 / target.requests as f64,
+            };
+            verdict(Some(&target.name), value)
+        })
+        .collect()
+}
+
+fn latency(histogram: &Histogram<u64>) -> Latency {
+    let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+    Latency {
+        count: histogram.len(),
+        mean: histogram.mean() / 1e3,
+        p50: at(0.5),
+        p75: at(0.75),
+        p90: at(0.9),
+        p99: at(0.99),
+        p999: at(0.999),
+        p9999: at(0.9999),
+        max: histogram.max() as f64 / 1e3,
+    }
+}
+
+fn write_latency(out: &mut String, latency: &Latency) -> std::fmt::Result {
+    for value in [
+        latency.mean,
+        latency.p50,
+        latency.p90,
+        latency.p99,
+        latency.p999,
+        latency.max,
+    ] {
+        write!(out, " {:>8}", Time(value * 1e3))?;
+    }
+    writeln!(out)
+}
+
+fn hgrm(histogram: &Histogram<u64>) -> String {
+    let mut out = String::from("       Value     Percentile TotalCount 1/(1-Percentile)\n\n");
+    let mut seen = 0;
+    for step in histogram.iter_quantiles(5) {
+        seen += step.count_since_last_iteration();
+        let quantile = step.quantile_iterated_to();
+        let value = step.value_iterated_to() as f64 / 1e6;
+        let _ = match quantile {
+            q if q < 1.0 => writeln!(
+                out,
+                "{value:>12.6} {q:>14.12} {seen:>10} {:>14.2}",
+                1.0 / (1.0 - q)
+            ),
+            q => writeln!(out, "{value:>12.6} {q:>14.12} {seen:>10}"),
+        };
+    }
+    let _ = write!(
+        out,
+        "#[Mean    = {:>12.6}, StdDeviation   = {:>12.6}]\n#[Max     = {:>12.6}, Total count    = {:>12}]\n#[Buckets = {:>12}, SubBuckets     = {:>12}]\n",
+        histogram.mean() / 1e6,
+        histogram.stdev() / 1e6,
+        histogram.max() as f64 / 1e6,
+        histogram.len(),
+        histogram.buckets(),
+        2048
+    );
+    out
+}
+
+fn with_name(path: &Path, name: &str) -> PathBuf {
+    match path.extension() {
+        Some(extension) => {
+            let mut longer = std::ffi::OsString::from(name);
+            longer.push(".");
+            longer.push(extension);
+            path.with_extension(longer)
+        }
+        None => path.with_extension(name),
+    }
+}
+
+fn quantile_name(quantile: f64) -> String {
+    match quantile {
+        1.0 => "max".to_owned(),
+        q => format!("p{}", (q * 1000.0).round() / 10.0),
+    }
+}
+
+fn join(numbers: &[usize]) -> String {
+    numbers
+        .iter()
+        .map(usize::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
+}
+
+/// A difference of times, with its sign.
+struct Signed(f64);
+
+impl std::fmt::Display for Signed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.0 >= 0.0 {
+            f.write_str("+")?;
+        }
+        Time(self.0).fmt(f)
+    }
+}
+
+/// How long a run takes at most, told before it starts.
+pub fn length(plan: &Plan) -> Duration {
+    plan.warmup + plan.duration
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentile_files_have_the_form_that_plotters_read() {
+        let mut histogram = Histogram::<u64>::new_with_bounds(64, 1_000_000_000_000, 3).unwrap();
+        for n in 1..=1000u64 {
+            histogram.record(n * 10_000).unwrap();
+        }
+        let text = hgrm(&histogram);
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].contains("Value") && lines[0].contains("1/(1-Percentile)"));
+        let columns: Vec<f64> = lines[2]
+            .split_whitespace()
+            .map(|column| column.parse().unwrap())
+            .collect();
+        assert_eq!(columns.len(), 4);
+        let last = lines.iter().rfind(|line| !line.starts_with('#')).unwrap();
+        let columns: Vec<&str> = last.split_whitespace().collect();
+        assert_eq!(
+            (columns.len(), columns[1], columns[2]),
+            (3, "1.000000000000", "1000")
+        );
+        assert!(text.contains("#[Mean    ="));
+    }
+
+    #[test]
+    fn files_of_several_targets_are_told_apart() {
+        assert_eq!(
+            with_name(Path::new("/a/out.hgrm"), "x"),
+            Path::new("/a/out.x.hgrm")
+        );
+        assert_eq!(with_name(Path::new("out"), "x"), Path::new("out.x"));
+    }
+
+    #[test]
+    fn quantiles_have_their_usual_names() {
+        let names: Vec<_> = COMPARED.into_iter().map(quantile_name).collect();
+        assert_eq!(names, ["p50", "p90", "p99", "p99.9", "max"]);
+    }
+}

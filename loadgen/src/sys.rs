@@ -1,0 +1,163 @@
+//! The kernel calls that no safe crate of ours offers. All of this program's `unsafe` is here.
+//!
+//! It holds a one-shot timer with the kernel's own resolution (monoio's timers round to 1 ms),
+//! a send that never blocks, the CPU time of a thread, and the limit on open files.
+
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use monoio::net::TcpStream;
+
+/// A timerfd that a monoio task can await, on the ring as well as on epoll.
+pub struct Timer {
+    // monoio can poll only descriptors that it owns as a stream. Nothing is ever received through
+    // it: `wait` asks for readability, and setting the timer again clears the expiry.
+    watched: TcpStream,
+}
+
+impl Timer {
+    /// A disarmed timer on the monotonic clock. Must be called inside a monoio runtime.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: timerfd_create takes no pointers; its result is checked before it is used.
+        let fd = unsafe {
+            libc::timerfd_create(
+                libc::CLOCK_MONOTONIC,
+                libc::TFD_NONBLOCK | libc::TFD_CLOEXEC,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor and nobody else has it.
+        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+        let watched = TcpStream::from_std(std::net::TcpStream::from(owned))?;
+        Ok(Self { watched })
+    }
+
+    /// Returns once `after` has passed. Zero returns at the next turn of the runtime.
+    pub async fn wait(&self, after: Duration) -> io::Result<()> {
+        // A timer set to zero is disarmed and would never fire.
+        let after = after.max(Duration::from_nanos(1));
+        let spec = libc::itimerspec {
+            it_interval: libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: libc::timespec {
+                tv_sec: after.as_secs() as libc::time_t,
+                tv_nsec: libc::c_long::from(after.subsec_nanos() as i32),
+            },
+        };
+        // SAFETY: the descriptor is open as long as `self.watched` lives, `spec` outlives the
+        // call, and the old value is not asked for.
+        let set = unsafe {
+            libc::timerfd_settime(self.watched.as_raw_fd(), 0, &spec, std::ptr::null_mut())
+        };
+        if set < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        self.watched.readable(false).await
+    }
+}
+
+/// Sends what the socket takes at once. `WouldBlock` when it takes nothing.
+///
+/// The socket itself may be in blocking mode (monoio's are, on the ring); this call is not.
+#[inline]
+pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length come from one live slice, which the kernel only reads.
+    let sent = unsafe {
+        libc::send(
+            socket,
+            bytes.as_ptr().cast(),
+            bytes.len(),
+            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(sent as usize)
+}
+
+/// CPU time, user and system apart.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuTime {
+    /// Time in user mode.
+    pub user: Duration,
+    /// Time in the kernel on our behalf.
+    pub system: Duration,
+}
+
+impl CpuTime {
+    /// What the calling thread has used so far.
+    pub fn of_thread() -> Self {
+        Self::read(libc::RUSAGE_THREAD)
+    }
+
+    /// What the process has used so far, all threads together.
+    pub fn of_process() -> Self {
+        Self::read(libc::RUSAGE_SELF)
+    }
+
+    /// What was used between `earlier` and this reading.
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            user: self.user.saturating_sub(earlier.user),
+            system: self.system.saturating_sub(earlier.system),
+        }
+    }
+
+    /// User and system time together.
+    pub fn total(self) -> Duration {
+        self.user + self.system
+    }
+
+    fn read(who: libc::c_int) -> Self {
+        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+        // SAFETY: `usage` is writable and of the right size; an all-zero rusage is valid, so it
+        // may be read whatever the call answers.
+        let usage = unsafe {
+            libc::getrusage(who, usage.as_mut_ptr());
+            usage.assume_init()
+        };
+        Self {
+            user: duration(usage.ru_utime),
+            system: duration(usage.ru_stime),
+        }
+    }
+}
+
+impl std::ops::AddAssign for CpuTime {
+    fn add_assign(&mut self, other: Self) {
+        self.user += other.user;
+        self.system += other.system;
+    }
+}
+
+fn duration(time: libc::timeval) -> Duration {
+    Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000)
+}
+
+/// Raises the soft limit on open files to the hard one and returns it. A failure leaves it as it
+/// was: the connections then fail one by one with a message of their own.
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid rlimit that both calls only access for their duration.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return 0;
+        }
+        limit.rlim_cur = limit.rlim_max;
+        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+    }
+    limit.rlim_cur
+}
