@@ -513,28 +513,16 @@ pub fn init(options: &InitOptions) -> Result<InitReport, PkiError> {
     let dir = CaDir::new(&options.dir);
     dir.create()?;
     let _lock = dir.lock()?;
-    let mut state = State::default();
-    let mut set_aside = None;
-    if let Some(path) = dir.occupied() {
-        if !options.force {
-            return Err(PkiError::Exists {
-                path,
-                cure: "give `--force` for a new root, which every machine must then trust anew \
-                       (the old files are moved aside)"
-                    .to_owned(),
-            });
-        }
-        // The former keys stay known as ours: machines may trust the former root for years.
-        state = dir.read_state().unwrap_or_default();
-        if let Ok(former) = Certificate::read(&dir.root_pem()) {
-            state.remember(
-                Role::Root,
-                &former.facts.key,
-                former.facts.not_after,
-                options.now,
-            );
-        }
-        set_aside = Some(dir.set_aside(options.now)?);
+    let occupied = dir.occupied();
+    if let Some(path) = &occupied
+        && !options.force
+    {
+        return Err(PkiError::Exists {
+            path: path.clone(),
+            cure: "give `--force` for a new root, which every machine must then trust anew (the \
+                   old files are moved aside)"
+                .to_owned(),
+        });
     }
 
     let root_key = options.key_type.generate_ca_key()?;
@@ -542,12 +530,26 @@ pub fn init(options: &InitOptions) -> Result<InitReport, PkiError> {
     let names = intermediate_names(&hosts, &permitted);
     let (intermediate, key) = make_intermediate(&root, &root_key, names, options.now)?;
 
+    // Machines may trust a former root for years: its keys stay known as ours.
+    let mut state = dir.read_state().unwrap_or_default();
+    if let Ok(former) = Certificate::read(&dir.root_pem()) {
+        state.remember(
+            Role::Root,
+            &former.facts.key,
+            former.facts.not_after,
+            options.now,
+        );
+    }
     state.remember(
         Role::Root,
         &root.facts.key,
         root.facts.not_after,
         options.now,
     );
+    let set_aside = match occupied {
+        Some(_) => Some(dir.set_aside(options.now)?),
+        None => None,
+    };
     write_atomic(
         &dir.root_key(),
         key_pem(&root_key).as_bytes(),
@@ -890,7 +892,7 @@ fn key_hash(key: &KeyPair) -> x509::KeyHash {
 }
 
 fn key_pem(key: &KeyPair) -> Zeroizing<String> {
-    Zeroizing::new(key.serialize_pem())
+    x509::key_to_pem(key.serialized_der())
 }
 
 fn write_intermediate(

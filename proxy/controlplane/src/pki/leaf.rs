@@ -4,7 +4,7 @@
 //! Private keys of these leaves are never written to disk: after a restart there are new ones,
 //! which no caller notices, since callers trust the root. Time is an argument throughout.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -168,7 +168,13 @@ impl LeafIssuer {
         days: u32,
         now: SystemTime,
     ) -> Result<MadeLeaf, PkiError> {
-        let hosts = HostName::parse_all(hosts)?;
+        // In the order given: the first one is the name that a person reads.
+        let mut seen = HashSet::new();
+        let mut hosts = hosts
+            .iter()
+            .map(|host| HostName::parse(host))
+            .collect::<Result<Vec<_>, _>>()?;
+        hosts.retain(|host| seen.insert(host.clone()));
         let Some(first) = hosts.first() else {
             return Err(PkiError::Host {
                 host: String::new(),

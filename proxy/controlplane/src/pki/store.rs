@@ -6,16 +6,18 @@
 //! root.key          signs intermediates; can be kept offline 0600
 //! intermediate.pem  sent with each leaf                      0644
 //! intermediate.key  signs leaves                             0600
-//! state.json        every key this authority ever used       0600
-//! .lock             held while files are replaced
+//! state.json        every key this authority ever used       0644
 //! replaced-<time>/  what `ca init --force` moved aside
 //! ```
 //!
-//! A file appears whole or not at all: it is written under another name, synced, and renamed.
+//! A file appears whole or not at all: it is written under another name, synced, and renamed. The
+//! directory itself is locked while its files are replaced. Where root writes into the directory
+//! of a service user, files become that user's, and a file that is replaced keeps its owner and
+//! its group's right to read: the service must be able to read them after it drops privileges.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -61,7 +63,11 @@ impl CaDir {
         self.dir.join("state.json")
     }
 
-    /// Makes the directory, or takes an existing one, for its owner alone.
+    /// Makes the directory for its owner alone, or takes one that is there.
+    ///
+    /// # Errors
+    /// One that is open to others and not empty: it serves something else, and closing it would
+    /// break that.
     pub(super) fn create(&self) -> Result<(), PkiError> {
         let failed = |action| move |source| io_error(&self.dir, action, source);
         DirBuilder::new()
@@ -69,26 +75,33 @@ impl CaDir {
             .mode(DIR_MODE)
             .create(&self.dir)
             .map_err(failed("create"))?;
-        let mode = fs::metadata(&self.dir).map_err(failed("read"))?.mode() & 0o7777;
-        if mode & 0o077 != 0 {
-            fs::set_permissions(&self.dir, Permissions::from_mode(DIR_MODE))
-                .map_err(failed("make private"))?;
+        let metadata = fs::metadata(&self.dir).map_err(failed("read"))?;
+        if metadata.mode() & 0o027 == 0 {
+            return Ok(());
         }
-        Ok(())
+        let empty = fs::read_dir(&self.dir)
+            .map_err(failed("read"))?
+            .next()
+            .is_none();
+        if !empty {
+            return Err(PkiError::file(
+                &self.dir,
+                format!(
+                    "is open to others (mode {:04o}) and not empty",
+                    metadata.mode() & 0o7777
+                ),
+                "name a directory of its own for the authority",
+            ));
+        }
+        fs::set_permissions(&self.dir, Permissions::from_mode(DIR_MODE))
+            .map_err(failed("make private"))
     }
 
     /// Waits until no other process replaces files here, and keeps others out until dropped.
     pub(super) fn lock(&self) -> Result<Flock<File>, PkiError> {
-        let path = self.dir.join(".lock");
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(KEY_MODE)
-            .open(&path)
-            .map_err(|source| io_error(&path, "open", source))?;
-        Flock::lock(file, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| io_error(&path, "lock", errno.into()))
+        let failed = |source| io_error(&self.dir, "lock", source);
+        let dir = File::open(&self.dir).map_err(failed)?;
+        Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
     }
 
     /// The first of our files that is already there.
@@ -160,7 +173,7 @@ impl CaDir {
             problem: err.to_string(),
         })?;
         text.push(b'\n');
-        write_atomic(&self.state_json(), &text, KEY_MODE, Existing::Replace)
+        write_atomic(&self.state_json(), &text, CERT_MODE, Existing::Replace)
     }
 
     fn files(&self) -> [PathBuf; 5] {
@@ -330,11 +343,13 @@ pub(super) fn write_atomic(
         problem: err.to_string(),
     })?;
     let temporary = dir.join(format!(".{}.{}.tmp", name.display(), hex(&random)));
-    let written = write_synced(&temporary, content, mode).and_then(|()| match existing {
-        Existing::Replace => fs::rename(&temporary, path),
-        // A link fails where a rename would silently replace.
-        Existing::Keep => {
-            fs::hard_link(&temporary, path).and_then(|()| fs::remove_file(&temporary))
+    let written = write_synced(dir, path, &temporary, content, mode, existing).and_then(|()| {
+        match existing {
+            Existing::Replace => fs::rename(&temporary, path),
+            // A link fails where a rename would silently replace.
+            Existing::Keep => {
+                fs::hard_link(&temporary, path).and_then(|()| fs::remove_file(&temporary))
+            }
         }
     });
     match written {
@@ -353,14 +368,35 @@ pub(super) fn write_atomic(
     }
 }
 
-fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+fn write_synced(
+    dir: &Path,
+    path: &Path,
+    temporary: &Path,
+    content: &[u8],
+    mode: u32,
+    existing: Existing,
+) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
-        .open(path)?;
-    // The umask may have taken bits away; never does it add any.
-    file.set_permissions(Permissions::from_mode(mode))?;
+        .open(temporary)?;
+    let made = file.metadata()?;
+    let former = match existing {
+        Existing::Replace => path.symlink_metadata().ok().filter(fs::Metadata::is_file),
+        Existing::Keep => None,
+    };
+    let model = match former {
+        Some(ref former) => former,
+        None => &fs::metadata(dir)?,
+    };
+    // Only root can give files away; for others these are equal, or the attempt is pointless.
+    if nix::unistd::geteuid().is_root() && (made.uid(), made.gid()) != (model.uid(), model.gid()) {
+        fchown(&file, Some(model.uid()), Some(model.gid()))?;
+    }
+    // Set again: the umask may have taken bits away.
+    let group_reads = former.map_or(0, |former| former.mode() & 0o040);
+    file.set_permissions(Permissions::from_mode(mode | group_reads))?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -448,6 +484,10 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"one");
         write_atomic(&path, b"three", KEY_MODE, Existing::Replace).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"three");
+        // The group's right to read survives, and no other.
+        fs::set_permissions(&path, Permissions::from_mode(0o664)).unwrap();
+        write_atomic(&path, b"four", KEY_MODE, Existing::Replace).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
         // Nothing temporary stays.
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -474,6 +514,43 @@ mod tests {
         assert!(read_bounded(dir.path(), 10, Privacy::Any).is_err());
         fs::write(&path, b"longer than ten").unwrap();
         assert!(read_bounded(&path, 10, Privacy::Any).is_err());
+    }
+
+    #[test]
+    fn a_directory_of_others_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = || fs::metadata(dir.path()).unwrap().mode() & 0o7777;
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::write(dir.path().join("theirs"), "").unwrap();
+        let error = CaDir::new(dir.path()).create().unwrap_err().to_string();
+        assert!(
+            error.contains("mode 0755") && error.contains("of its own"),
+            "{error}"
+        );
+        assert_eq!(mode(), 0o755);
+        fs::remove_file(dir.path().join("theirs")).unwrap();
+        CaDir::new(dir.path()).create().unwrap();
+        assert_eq!(mode(), 0o700);
+    }
+
+    #[test]
+    fn what_root_writes_belongs_to_the_service_user() {
+        if !nix::unistd::geteuid().is_root() {
+            // Nobody else can give files away, so there is nothing to see.
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(12_345), Some(12_346)).unwrap();
+        let path = dir.path().join("a.key");
+        for existing in [Existing::Keep, Existing::Replace] {
+            write_atomic(&path, b"", KEY_MODE, existing).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (12_345, 12_346));
+        }
+        // A file's own owner goes before the directory's.
+        std::os::unix::fs::chown(&path, Some(12_347), None).unwrap();
+        write_atomic(&path, b"", KEY_MODE, Existing::Replace).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 12_347);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::macros::format_description;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 /// SHA-256 over a SubjectPublicKeyInfo in DER. Certificates with equal ones share a key, whatever
 /// else they say.
@@ -125,17 +126,102 @@ fn dns_name(name: &GeneralName<'_>) -> Option<String> {
 
 /// A certificate as text (RFC 7468).
 pub(super) fn to_pem(der: &CertificateDer<'_>) -> String {
-    let base64 = STANDARD.encode(der);
-    let mut text = String::with_capacity(base64.len() * 66 / 64 + 64);
-    text.push_str("-----BEGIN CERTIFICATE-----\n");
+    let mut text = String::new();
+    write_pem("CERTIFICATE", der, &mut text);
+    text
+}
+
+/// A private key in PKCS#8 as text; it is wiped from memory when dropped.
+pub(super) fn key_to_pem(der: &[u8]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::new());
+    write_pem("PRIVATE KEY", der, &mut text);
+    text
+}
+
+fn write_pem(label: &str, der: &[u8], text: &mut String) {
+    let base64 = Zeroizing::new(STANDARD.encode(der));
+    // All room at once: a string that grows leaves copies behind that nobody wipes.
+    text.reserve_exact(base64.len() + base64.len() / LINE + 2 * label.len() + 40);
+    text.push_str(&format!("-----BEGIN {label}-----\n"));
     let mut rest = base64.as_str();
     while !rest.is_empty() {
-        // RFC 7468, 2: lines of exactly 64 characters, save the last.
-        let (line, further) = rest.split_at(rest.len().min(64));
+        let (line, further) = rest.split_at(rest.len().min(LINE));
         text.push_str(line);
         text.push('\n');
         rest = further;
     }
-    text.push_str("-----END CERTIFICATE-----\n");
-    text
+    text.push_str(&format!("-----END {label}-----\n"));
+}
+
+/// RFC 7468, 2: lines of exactly 64 characters, save the last.
+const LINE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use rustls::RootCertStore;
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::server::ParsedCertificate;
+
+    use super::*;
+
+    /// Three readers of one key: x509-parser, webpki of a presented certificate, webpki of a trust
+    /// anchor. The refusal of our own authority rests on their agreement.
+    #[test]
+    fn a_key_has_one_hash_whoever_reads_it() {
+        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_RSA_SHA256] {
+            let key = rcgen::KeyPair::generate_for(algorithm).unwrap();
+            let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+            let cert = params.self_signed(&key).unwrap();
+            let hash = facts(cert.der()).unwrap().key;
+            let presented = ParsedCertificate::try_from(cert.der()).unwrap();
+            assert_eq!(hash, key_hash(&presented.subject_public_key_info()));
+            let mut store = RootCertStore::empty();
+            store.add(cert.der().clone()).unwrap();
+            assert_eq!(
+                hash,
+                key_hash(&sequence(&store.roots[0].subject_public_key_info))
+            );
+            assert!(is_issued_by(cert.der(), cert.der()));
+        }
+    }
+
+    #[test]
+    fn sequences_have_minimal_lengths() {
+        for (len, head) in [
+            (0, &[0x30, 0][..]),
+            (127, &[0x30, 127]),
+            (128, &[0x30, 0x81, 128]),
+            (255, &[0x30, 0x81, 255]),
+            (256, &[0x30, 0x82, 1, 0]),
+            (65_536, &[0x30, 0x83, 1, 0, 0]),
+        ] {
+            let der = sequence(&vec![7; len]);
+            assert_eq!(&der[..head.len()], head);
+            assert_eq!(der.len(), head.len() + len);
+        }
+    }
+
+    #[test]
+    fn text_reads_back() {
+        for len in [0, 1, 47, 48, 49, 1_000] {
+            let der: Vec<u8> = (0..len).map(|n| n as u8).collect();
+            let text = to_pem(&CertificateDer::from(der.clone()));
+            assert!(text.lines().all(|line| line.len() <= LINE));
+            assert_eq!(
+                CertificateDer::from_pem_slice(text.as_bytes())
+                    .unwrap()
+                    .as_ref(),
+                der
+            );
+            let key = key_to_pem(&der);
+            assert!(key.capacity() >= key.len());
+            assert_eq!(
+                PrivateKeyDer::from_pem_slice(key.as_bytes())
+                    .unwrap()
+                    .secret_der(),
+                der
+            );
+        }
+    }
 }

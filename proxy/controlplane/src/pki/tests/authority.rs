@@ -37,7 +37,7 @@ fn init_writes_private_files_and_never_overwrites_by_chance() {
         ("root.key", 0o600),
         ("intermediate.pem", 0o644),
         ("intermediate.key", 0o600),
-        ("state.json", 0o600),
+        ("state.json", 0o644),
     ] {
         assert_eq!(
             fs::metadata(dir.join(file)).unwrap().mode() & 0o7777,

@@ -15,12 +15,12 @@ use crate::pki::{OwnCa, Roots, ServerTls, client_config, own_ca_refused, server_
 const API: &str = "api.example.com";
 
 /// Roots as the system has them: found, not named.
-fn system(certificates: &[CertificateDer<'static>]) -> Roots {
-    Roots::found(certificates.to_vec()).unwrap()
+fn system<const N: usize>(certificates: [&CertificateDer<'static>; N]) -> Roots {
+    Roots::found(certificates.map(Clone::clone).to_vec()).unwrap()
 }
 
-fn file(certificates: &[CertificateDer<'static>]) -> Roots {
-    Roots::from_der(certificates.to_vec()).unwrap()
+fn file<const N: usize>(certificates: [&CertificateDer<'static>; N]) -> Roots {
+    Roots::from_der(certificates.map(Clone::clone).to_vec()).unwrap()
 }
 
 fn serving(key: Arc<rustls::sign::CertifiedKey>) -> Arc<ServerConfig> {
@@ -69,33 +69,24 @@ fn our_own_authority_is_refused_unless_the_upstream_names_it() {
 
     // Without the guard, a loop verifies: this is what the guard is for.
     assert_eq!(
-        connect(&system(&[root.clone()]), &OwnCa::none(), &us),
+        connect(&system([&root]), &OwnCa::none(), &us),
         Outcome::Accepted
     );
 
-    let store = system(&[root.clone(), other.clone()]);
+    let store = system([&root, &other]);
     assert_eq!(connect(&store, &own, &us), Outcome::OurOwn);
     assert_eq!(connect(&store, &own, &them), Outcome::Accepted);
     // Also where our root is not in the store, for the operator to know.
-    assert_eq!(
-        connect(&system(&[other.clone()]), &own, &us),
-        Outcome::OurOwn
-    );
+    assert_eq!(connect(&system([&other]), &own, &us), Outcome::OurOwn);
 
+    assert_eq!(connect(&file([&root]), &own, &us), Outcome::Accepted);
     assert_eq!(
-        connect(&file(&[root.clone()]), &own, &us),
+        connect(&file([&other, &root]), &own, &us),
         Outcome::Accepted
     );
-    assert_eq!(
-        connect(&file(&[other.clone(), root.clone()]), &own, &us),
-        Outcome::Accepted
-    );
-    assert_eq!(connect(&file(&[other.clone()]), &own, &us), Outcome::OurOwn);
-    assert_eq!(
-        connect(&file(&[root.clone()]), &own, &them),
-        Outcome::Unknown
-    );
-    assert!(file(&[root.clone()]).names(&own) && !store.names(&own));
+    assert_eq!(connect(&file([&other]), &own, &us), Outcome::OurOwn);
+    assert_eq!(connect(&file([&root]), &own, &them), Outcome::Unknown);
+    assert!(file([&root]).names(&own) && !store.names(&own));
 
     // A leaf without its chain, and a store with our intermediate in it.
     let bare = ours.leaf(&[API]);
@@ -104,16 +95,16 @@ fn our_own_authority_is_refused_unless_the_upstream_names_it() {
         vec![bare.cert[0].clone()],
         Arc::clone(&bare.key),
     )));
-    let store = system(&[other.clone(), intermediate.clone()]);
+    let store = system([&other, &intermediate]);
     assert_eq!(connect(&store, &OwnCa::none(), &bare), Outcome::Accepted);
     assert_eq!(connect(&store, &own, &bare), Outcome::OurOwn);
     assert_eq!(
-        connect(&file(&[intermediate]), &own, &bare),
+        connect(&file([&intermediate]), &own, &bare),
         Outcome::Accepted
     );
 
     // A store with nothing else in it is of no use, which is said at once.
-    let error = client_config(&system(&[root]), &own)
+    let error = client_config(&system([&root]), &own)
         .unwrap_err()
         .to_string();
     assert!(error.contains("only Claviger's own authority"), "{error}");
@@ -159,16 +150,16 @@ fn a_cross_signed_authority_is_still_ours() {
         chain,
         Arc::clone(&leaf.key),
     )));
-    let store = system(&[company.der().clone()]);
+    let store = system([company.der()]);
     assert_eq!(connect(&store, &OwnCa::none(), &server), Outcome::Accepted);
     assert_eq!(connect(&store, &own, &server), Outcome::OurOwn);
     // Naming the company root is not naming ours.
     assert_eq!(
-        connect(&file(&[company.der().clone()]), &own, &server),
+        connect(&file([company.der()]), &own, &server),
         Outcome::OurOwn
     );
     // The cross-signed certificate as an anchor is ours by its key.
-    let store = system(&[ours.root(), crossed.der().clone()]);
+    let store = system([&ours.root(), crossed.der()]);
     assert!(client_config(&store, &own).is_err());
 }
 
@@ -188,7 +179,7 @@ fn former_authorities_are_ours_too() {
     options.out = Some(ours.dir.path().to_owned());
     issue(&options).unwrap();
     ours.authority = Authority::load(ours.dir.path()).unwrap();
-    let store = system(&[former_root.clone(), theirs.root(), former.cert[1].clone()]);
+    let store = system([&former_root, &theirs.root(), &former.cert[1]]);
     assert_eq!(
         connect(
             &store,
@@ -215,7 +206,7 @@ fn a_certificate_that_we_serve_ourselves_is_refused_whoever_signed_it() {
     let served = public.leaf(&[API]);
     let another = public.leaf(&[API]);
     let own = OwnCa::none().with_served_keys(&[Arc::clone(&served)]);
-    for roots in [system(&[public.root()]), file(&[public.root()])] {
+    for roots in [system([&public.root()]), file([&public.root()])] {
         assert_eq!(
             connect(&roots, &own, &serving(Arc::clone(&served))),
             Outcome::OurOwn
@@ -230,7 +221,7 @@ fn a_certificate_that_we_serve_ourselves_is_refused_whoever_signed_it() {
 #[test]
 fn the_name_and_the_time_are_verified() {
     let theirs = Ca::new(&["example.com"], &[]);
-    let client = client_config(&file(&[theirs.root()]), &OwnCa::none()).unwrap();
+    let client = client_config(&file([&theirs.root()]), &OwnCa::none()).unwrap();
     let server = serving(theirs.leaf(&["www.example.com"]));
     assert!(matches!(
         handshake(&client, &server, API),
@@ -254,7 +245,7 @@ fn the_name_and_the_time_are_verified() {
 #[test]
 fn sessions_with_an_upstream_resume() {
     let theirs = Ca::new(&["example.com"], &[]);
-    let client = client_config(&file(&[theirs.root()]), &OwnCa::none()).unwrap();
+    let client = client_config(&file([&theirs.root()]), &OwnCa::none()).unwrap();
     assert_eq!(client.alpn_protocols, [b"http/1.1"]);
     assert!(client.enable_sni && !client.enable_early_data);
     let tickets: Arc<dyn ProducesTickets> = Ticketers::new().for_host("up", "").unwrap();
@@ -278,7 +269,7 @@ fn sessions_with_an_upstream_resume() {
 fn verifiers_are_shared_and_follow_the_authority() {
     let ours = Ca::new(&["example.com"], &[API]);
     let theirs = Ca::new(&["example.com"], &[]);
-    let roots = system(&[ours.root(), theirs.root()]);
+    let roots = system([&ours.root(), &theirs.root()]);
     let own = ours.authority.own_ca();
     let first = roots.verifier(&own).unwrap();
     // The same content, loaded again.
