@@ -1,0 +1,168 @@
+//! Finding a way to an upstream: Happy Eyeballs over the known addresses.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use crate::rt;
+
+/// Head start of one address over the next (RFC 8305, section 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+
+/// Addresses tried for one connection; further ones wait for the next attempt.
+const ATTEMPTS_MAX: usize = 6;
+
+/// How long an address that failed is tried last.
+const FAILED_MS: u64 = 10_000;
+
+/// Failed addresses remembered. When full, the memory starts afresh.
+const FAILED_MAX: usize = 1024;
+
+/// Addresses that just failed, and until when they are tried last.
+#[derive(Debug, Default)]
+pub struct Failures(RefCell<HashMap<SocketAddr, u64>>);
+
+impl Failures {
+    pub fn note(&self, address: SocketAddr, now_ms: u64) {
+        let mut failed = self.0.borrow_mut();
+        if failed.len() >= FAILED_MAX {
+            failed.clear();
+        }
+        failed.insert(address, now_ms + FAILED_MS);
+    }
+
+    pub fn forget(&self, address: SocketAddr) {
+        let mut failed = self.0.borrow_mut();
+        if !failed.is_empty() {
+            failed.remove(&address);
+        }
+    }
+
+    fn is_failed(&self, address: SocketAddr, now_ms: u64) -> bool {
+        self.0
+            .borrow()
+            .get(&address)
+            .is_some_and(|&until| until > now_ms)
+    }
+}
+
+/// The order in which addresses are tried: families alternate (RFC 8305, section
+/// 4), those that just failed come last, `turn` spreads connections.
+pub fn order(
+    addresses: &[SocketAddr],
+    failures: &Failures,
+    now_ms: u64,
+    turn: usize,
+) -> Vec<SocketAddr> {
+    let mut families: [Vec<SocketAddr>; 2] = [Vec::new(), Vec::new()];
+    let mut failed = Vec::new();
+    for at in 0..addresses.len() {
+        let address = addresses[(at + turn) % addresses.len()];
+        if failures.is_failed(address, now_ms) {
+            failed.push(address);
+        } else {
+            families[usize::from(address.is_ipv4())].push(address);
+        }
+    }
+    let [v6, v4] = families;
+    let mut ordered = Vec::with_capacity(addresses.len());
+    let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+    loop {
+        let pair = (v6.next(), v4.next());
+        if pair == (None, None) {
+            break;
+        }
+        ordered.extend(pair.0);
+        ordered.extend(pair.1);
+    }
+    ordered.extend(failed);
+    ordered.truncate(ATTEMPTS_MAX);
+    ordered
+}
+
+/// Connects to the first address that answers.
+///
+/// # Errors
+/// The last attempt's error when none does.
+pub async fn connect(
+    ordered: &[SocketAddr],
+    failures: &Failures,
+    now_ms: u64,
+) -> io::Result<((rt::Receiver, rt::Sender, std::os::fd::RawFd), SocketAddr)> {
+    let attempt = |address: SocketAddr| async move { (address, rt::connect(address).await) };
+    let mut waiting = ordered.iter().copied();
+    let mut racing = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    if let Some(first) = waiting.next() {
+        racing.push(attempt(first));
+    }
+    while !racing.is_empty() {
+        let outcome = if waiting.len() == 0 {
+            racing.next().await
+        } else {
+            let delay = std::pin::pin!(rt::sleep(ATTEMPT_DELAY));
+            match select(racing.next(), delay).await {
+                Either::Left((outcome, _)) => outcome,
+                Either::Right(((), _)) => None,
+            }
+        };
+        match outcome {
+            Some((address, Ok(stream))) => {
+                failures.forget(address);
+                return Ok((stream, address));
+            }
+            Some((address, Err(error))) => {
+                failures.note(address, now_ms);
+                last = error;
+            }
+            None => {}
+        }
+        racing.extend(waiting.next().map(attempt));
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate_and_failures_come_last() {
+        let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let addresses = [
+            "192.0.2.1:1",
+            "192.0.2.2:1",
+            "[2001:db8::1]:1",
+            "[2001:db8::2]:1",
+        ]
+        .map(parse);
+        let failures = Failures::default();
+        let names = |ordered: Vec<SocketAddr>| {
+            ordered
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            names(order(&addresses, &failures, 0, 0)),
+            "[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1 192.0.2.2:1"
+        );
+        failures.note(addresses[2], 0);
+        assert_eq!(
+            names(order(&addresses, &failures, FAILED_MS - 1, 0)),
+            "[2001:db8::2]:1 192.0.2.1:1 192.0.2.2:1 [2001:db8::1]:1"
+        );
+        assert_eq!(order(&addresses, &failures, FAILED_MS, 0)[0], addresses[2]);
+        assert_eq!(
+            order(&addresses, &Failures::default(), 0, 1)[1],
+            addresses[1],
+            "turns spread the load"
+        );
+    }
+}

@@ -1,0 +1,888 @@
+//! One request and its answer: the whole story.
+//!
+//! [`run`] reads like the sentence one would say aloud: read the head, ask
+//! policy, take a place on the audit trail, write the key in, lease a
+//! connection, forward, relay, and give the connection back or close it.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{Either, select};
+use handoff::Counter;
+use policy::{Permit, Refuser, Verdict};
+use wire::framing::{self, BodyFraming};
+use wire::head::{HeadError, HeadLimits, Method, Parse, ResponseHead, Version};
+use wire::rewrite::{self, Plan, ResponseEdit};
+
+use crate::connection::Peer;
+use crate::core::{Core, Desk};
+use crate::forward::{self, Sent};
+use crate::ledger::Draft;
+use crate::pool::{self, Lease, LeaseError};
+use crate::relay::{Body, BodyError, BodyReader, BodyWriter};
+use crate::respond::{self, Problem};
+use crate::transport::{Filled, Incoming, Outgoing, Transport};
+use crate::tunnel;
+
+/// Informational responses passed on for one request; more are an attack.
+const INFORMATIONAL_MAX: usize = 16;
+
+/// What becomes of the caller's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// It waits for another request.
+    KeepAlive,
+    /// It is closed with a goodbye.
+    Close,
+    /// It is closed, but the caller may still be sending.
+    Linger,
+    /// It is closed at once, so that an unfinished answer cannot look finished.
+    Drop,
+}
+
+/// Serves one request, from its first byte to its audit record.
+pub async fn run(
+    core: &Rc<Core>,
+    peer: &Peer,
+    draft: &Rc<RefCell<Draft>>,
+    down: &mut Transport,
+    desk: &mut Desk,
+) -> Next {
+    let read = read_head(core, down, desk).await;
+    if matches!(read, Err(HeadEnd::Gone)) {
+        return Next::Drop;
+    }
+    core.count(Counter::exchanges);
+    core.count(Counter::exchanges_open);
+    let _open = Open(core);
+    let view = core.view();
+    draft.borrow_mut().begin(
+        core.instance,
+        core.index,
+        core.next_request(),
+        Rc::clone(&view),
+    );
+    core.ledger.watch(draft);
+    let mut exchange = Exchange {
+        core,
+        draft,
+        down,
+        write_timeout: view.limits.read_timeout,
+        consumed: 0,
+    };
+    desk.request_plan.clear();
+    if let Err(end) = read {
+        return exchange.refuse(desk, &end.problem(), Rest::Unknown).await;
+    }
+    {
+        let mut draft = draft.borrow_mut();
+        draft.method.push_str(desk.request.method_str());
+        draft.path.extend_from_slice(desk.request.path());
+        if peer.server_name.is_none()
+            && let Some(host) = desk.request.host()
+        {
+            draft.host.extend(host.iter().map(|&byte| char::from(byte)));
+        }
+    }
+    let framing = match framing::of_request(&desk.request) {
+        Ok(framing) => framing,
+        Err(error) => {
+            let problem = Problem::new(
+                error.status(),
+                error.reason(),
+                Refuser::Caller,
+                "The request's body length is missing, malformed or ambiguous (RFC 9112, section 6).",
+            );
+            return exchange.refuse(desk, &problem, Rest::Unknown).await;
+        }
+    };
+    let rest = Rest::of(framing, desk.request.rest().len());
+    let permit = match view.authorize(&peer.listener, &peer.caller(), &desk.request) {
+        Verdict::Allow(permit) => permit,
+        Verdict::Deny(denial) => {
+            draft.borrow_mut().deny(&denial);
+            return exchange.refuse(desk, &Problem::from(&denial), rest).await;
+        }
+    };
+    let route = permit.route();
+    draft.borrow_mut().route = Some(permit.index());
+    if let BodyFraming::Length(length) = framing
+        && length > route.body_bytes_max
+    {
+        return exchange.refuse(desk, &BODY_TOO_LARGE, rest).await;
+    }
+    // The place comes before the key: what cannot be recorded does not happen.
+    if route.audit_required && !core.ledger.reserve(&mut draft.borrow_mut()) {
+        return exchange.refuse(desk, &AUDIT_UNAVAILABLE, rest).await;
+    }
+    let next = exchange.proxy(desk, &permit, framing, rest).await;
+    core.ledger
+        .end(&mut draft.borrow_mut(), Some(&desk.request_plan));
+    next
+}
+
+/// Why there is no request head.
+enum HeadEnd {
+    /// The caller left, or the connection failed: nobody to answer.
+    Gone,
+    /// It did not finish its head in time.
+    TimedOut,
+    /// It is not a request that we would pass on.
+    Bad(HeadError),
+}
+
+impl HeadEnd {
+    fn problem(&self) -> Problem {
+        match self {
+            HeadEnd::Bad(error) => Problem::new(
+                error.status(),
+                error.reason(),
+                Refuser::Caller,
+                "The request head is malformed or too large (RFC 9112, sections 3 and 5).",
+            ),
+            HeadEnd::TimedOut | HeadEnd::Gone => Problem::new(
+                408,
+                "request_head_timeout",
+                Refuser::Caller,
+                "The request head did not arrive in time (head_timeout).",
+            ),
+        }
+    }
+}
+
+/// What is still to come of a request when it is refused.
+#[derive(Debug, Clone, Copy)]
+enum Rest {
+    /// The body is at hand, whole: so many bytes.
+    AtHand(usize),
+    /// The caller is still sending, or its framing is not to be trusted.
+    Unknown,
+}
+
+impl Rest {
+    fn of(framing: BodyFraming, at_hand: usize) -> Self {
+        match framing {
+            BodyFraming::None => Rest::AtHand(0),
+            BodyFraming::Length(length) => match usize::try_from(length) {
+                Ok(length) if length <= at_hand => Rest::AtHand(length),
+                _ => Rest::Unknown,
+            },
+            BodyFraming::Chunked | BodyFraming::UntilClose => Rest::Unknown,
+        }
+    }
+}
+
+async fn read_head(core: &Core, down: &mut Transport, desk: &mut Desk) -> Result<(), HeadEnd> {
+    let limits = core.view().limits;
+    let begun_ms = core.tick.now_ms();
+    let mut incoming = down.incoming();
+    loop {
+        if desk.request.buffered() > 0 {
+            match desk.request.parse(&limits.head) {
+                Ok(Parse::Complete) => return Ok(()),
+                Ok(Parse::Partial) => {}
+                Err(error) => return Err(HeadEnd::Bad(error)),
+            }
+        }
+        let spent = Duration::from_millis(core.tick.now_ms().saturating_sub(begun_ms));
+        let left = limits.head_timeout.saturating_sub(spent);
+        match incoming.fill(left).await {
+            Ok(Filled::Data) => incoming.take(|chunk| {
+                desk.request.buffer().extend_from_slice(chunk);
+                (chunk.len(), ())
+            }),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(HeadEnd::TimedOut),
+            Ok(Filled::End) | Err(_) => return Err(HeadEnd::Gone),
+        }
+    }
+}
+
+const BODY_TOO_LARGE: Problem = Problem::new(
+    413,
+    "body_too_large",
+    Refuser::Policy,
+    "The request body is larger than the route allows (body_bytes_max).",
+);
+const AUDIT_UNAVAILABLE: Problem = Problem::new(503, "audit_unavailable", Refuser::Claviger,
+    "The route requires an audit record and the audit trail cannot take one now. Check the disk under the audit file.")
+    .retry_after(1);
+const BAD_UPSTREAM_ANSWER: Problem = Problem::new(
+    502,
+    "upstream_answer_malformed",
+    Refuser::Upstream,
+    "The upstream's answer is not well-formed HTTP/1.1, so it was not passed on.",
+);
+const UPSTREAM_CLOSED: Problem = Problem::new(
+    502,
+    "upstream_closed",
+    Refuser::Upstream,
+    "The upstream closed the connection before it answered.",
+);
+const UPSTREAM_HEAD_TIMEOUT: Problem = Problem::new(
+    504,
+    "upstream_response_timeout",
+    Refuser::Upstream,
+    "The upstream did not answer in time (response_head_timeout).",
+);
+const REQUEST_BODY_BROKEN: Problem = Problem::new(
+    400,
+    "request_body_malformed",
+    Refuser::Caller,
+    "The request body's chunks are malformed (RFC 9112, section 7.1).",
+);
+const REQUEST_BODY_TIMEOUT: Problem = Problem::new(
+    408,
+    "request_body_timeout",
+    Refuser::Caller,
+    "The request body did not arrive in time (read_timeout).",
+);
+
+/// Counts an exchange as open for as long as it lives.
+struct Open<'a>(&'a Core);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.counters.sub(Counter::exchanges_open);
+    }
+}
+
+/// What every step of an exchange needs.
+struct Exchange<'a> {
+    core: &'a Rc<Core>,
+    draft: &'a Rc<RefCell<Draft>>,
+    down: &'a mut Transport,
+    write_timeout: Duration,
+    /// Bytes behind the head that belong to this request and were used up.
+    consumed: usize,
+}
+
+/// How the upstream's side of an exchange ended well.
+struct Answered {
+    /// The request has gone out whole.
+    uploaded: bool,
+    /// The upstream's connection can carry another exchange.
+    up_reusable: bool,
+    /// The caller was told that its connection stays open.
+    down_persists: bool,
+    /// The connection is a tunnel now.
+    upgraded: bool,
+}
+
+/// How the upstream's side of an exchange failed.
+enum Failed {
+    /// Before the answer's first byte; a second try may be safe.
+    BeforeAnswer {
+        problem: Problem,
+        /// Not a byte of the request has left.
+        nothing_sent: bool,
+    },
+    /// With part of an answer received, and nothing of it passed on.
+    Unanswered(Problem),
+    /// With the answer's head passed on: the caller must see that it is cut.
+    Cut(Refuser, &'static str),
+    /// The caller went away.
+    Abandoned,
+}
+
+impl Exchange<'_> {
+    /// Answers by ourselves, and keeps the connection if the request is over.
+    async fn refuse(&mut self, desk: &mut Desk, problem: &Problem, rest: Rest) -> Next {
+        self.core.count(Counter::exchanges_answered_here);
+        let head_is_good = !desk.request.bytes().is_empty();
+        let (consumed, persists) = match rest {
+            Rest::AtHand(length) if head_is_good && desk.request.keep_alive() => {
+                (length, !self.core.draining.get())
+            }
+            _ => (usize::MAX, false),
+        };
+        let is_head = head_is_good && desk.request.method() == Method::Head;
+        let request_id = {
+            let mut draft = self.draft.borrow_mut();
+            draft.status = problem.status;
+            draft.refused = Some((problem.refuser, problem.reason));
+            draft.request_id.clone()
+        };
+        let sent = respond::answer(
+            self.down,
+            problem,
+            &request_id,
+            is_head,
+            !persists,
+            self.write_timeout,
+        )
+        .await;
+        {
+            let mut draft = self.draft.borrow_mut();
+            match sent {
+                Ok(bytes) => draft.bytes_out = bytes,
+                Err(_) => draft.status = 0,
+            }
+            self.core.ledger.end(&mut draft, Some(&desk.request_plan));
+        }
+        desk.request.finish(consumed);
+        match sent {
+            Ok(_) if persists => Next::KeepAlive,
+            Ok(_) => Next::Linger,
+            Err(_) => Next::Drop,
+        }
+    }
+
+    /// Carries an authorised request to its upstream and the answer back.
+    async fn proxy(
+        &mut self,
+        desk: &mut Desk,
+        permit: &Permit<'_>,
+        framing: BodyFraming,
+        rest: Rest,
+    ) -> Next {
+        let core = self.core;
+        let mut tried_again = false;
+        loop {
+            let asked = Instant::now();
+            let leased = pool::lease(core, permit.pool_key(), permit.upstream(), tried_again).await;
+            self.draft.borrow_mut().upstream_wait += asked.elapsed();
+            let mut lease = match leased {
+                Ok(lease) => lease,
+                Err(error) => return self.refuse(desk, &lease_problem(&error), rest).await,
+            };
+            {
+                let mut draft = self.draft.borrow_mut();
+                draft.upstream_address = Some(lease.address());
+                draft.injected = permit.credential().is_some();
+            }
+            // A caller that hangs up while we wait ends the upstream's side too.
+            self.down.watch().watch(Some(lease.connection().watch()));
+            desk.response.finish(usize::MAX);
+            let outcome = match rest {
+                Rest::AtHand(length) => self.whole(desk, permit, &mut lease, framing, length).await,
+                Rest::Unknown => self.streamed(desk, permit, &mut lease, framing).await,
+            };
+            self.down.watch().unwatch();
+            match outcome {
+                Ok(answered) => return self.settle(desk, permit, lease, answered).await,
+                // The connection was closed while it was idle, as servers do. Again
+                // only where that is safe: nothing was sent, or the method may be
+                // repeated (RFC 9110, 9.2.2), and the body is still at hand.
+                Err(Failed::BeforeAnswer { nothing_sent, .. })
+                    if lease.reused
+                        && !tried_again
+                        && matches!(rest, Rest::AtHand(_))
+                        && (nothing_sent || desk.request.method().is_idempotent()) =>
+                {
+                    core.count(Counter::upstream_retries);
+                    tried_again = true;
+                }
+                Err(failed) => {
+                    drop(lease);
+                    return self.fail(desk, failed, rest).await;
+                }
+            }
+        }
+    }
+
+    /// A request that is at hand, whole: one message up, then the answer.
+    async fn whole(
+        &mut self,
+        desk: &mut Desk,
+        permit: &Permit<'_>,
+        lease: &mut Lease,
+        framing: BodyFraming,
+        length: usize,
+    ) -> Result<Answered, Failed> {
+        let Desk {
+            request,
+            response,
+            request_plan,
+            response_plan,
+        } = desk;
+        // Nothing may follow a request that asks for a tunnel: it would be taken
+        // for the tunnel's first bytes (CVE-2026-2833 and its kin).
+        let upgrade = if length == 0 && request.rest().is_empty() {
+            permit.upgrade(request)
+        } else {
+            None
+        };
+        let outbound = permit.inject(request, framing, upgrade, false, request_plan);
+        let key = lease.key();
+        let (mut up_in, mut up_out) = lease.connection().split();
+        let (_, mut down_out) = self.down.split();
+        let limits = &permit.upstream().limits;
+        let body = &request.rest()[..length];
+        let sent =
+            match forward::write_head(&mut up_out, key, &outbound, request_plan, request, body) {
+                Ok(()) => forward::flush(&mut up_out, limits.read_timeout).await,
+                Err(error) => Err(error),
+            };
+        match sent {
+            Ok(Sent::Whole) => {}
+            Ok(Sent::Nothing) => {
+                return Err(Failed::BeforeAnswer {
+                    problem: UPSTREAM_CLOSED,
+                    nothing_sent: true,
+                });
+            }
+            Err(_) => {
+                return Err(Failed::BeforeAnswer {
+                    problem: UPSTREAM_CLOSED,
+                    nothing_sent: false,
+                });
+            }
+        }
+        self.draft.borrow_mut().bytes_in = length as u64;
+        self.consumed = length;
+        let uploaded = Cell::new(true);
+        Answer {
+            core: self.core,
+            draft: self.draft,
+            permit,
+            method: request.method(),
+            http10: request.version() == Version::Http10,
+            keep_alive: request.keep_alive(),
+            expects_continue: false,
+            upgrade,
+            uploaded: &uploaded,
+            awaiting: &Cell::new(true),
+            write_timeout: self.write_timeout,
+        }
+        .relay(response, response_plan, &mut up_in, &mut down_out)
+        .await
+    }
+
+    /// A request whose body is still coming: both directions at once, since the
+    /// upstream may answer before it has all of it.
+    async fn streamed(
+        &mut self,
+        desk: &mut Desk,
+        permit: &Permit<'_>,
+        lease: &mut Lease,
+        framing: BodyFraming,
+    ) -> Result<Answered, Failed> {
+        let Desk {
+            request,
+            response,
+            request_plan,
+            response_plan,
+        } = desk;
+        let expects_continue = request.expects_continue() && request.rest().is_empty();
+        let outbound = permit.inject(request, framing, None, expects_continue, request_plan);
+        let key = lease.key();
+        let (mut up_in, mut up_out) = lease.connection().split();
+        let (mut down_in, mut down_out) = self.down.split();
+        let limits = &permit.upstream().limits;
+        let uploaded = Cell::new(false);
+        let awaiting = Cell::new(true);
+        let route = permit.route();
+        let mut body = Body {
+            reader: BodyReader::new(framing),
+            writer: if framing == BodyFraming::Chunked {
+                BodyWriter::Chunked
+            } else {
+                BodyWriter::Plain
+            },
+            bytes: 0,
+            bytes_max: route.body_bytes_max,
+            strip_trailers: &route.strip_fields,
+            pass_trailers: true,
+        };
+        let mut at_hand = Vec::new();
+        let consumed = match body.copy_into(request.rest(), &mut at_hand) {
+            Ok(used) => used,
+            Err(error) => return Err(upload_failed(error, true)),
+        };
+        self.consumed = consumed;
+        if forward::write_head(&mut up_out, key, &outbound, request_plan, request, &at_hand)
+            .is_err()
+        {
+            return Err(Failed::BeforeAnswer {
+                problem: UPSTREAM_CLOSED,
+                nothing_sent: true,
+            });
+        }
+        drop(at_hand);
+        let answer = Answer {
+            core: self.core,
+            draft: self.draft,
+            permit,
+            method: request.method(),
+            http10: request.version() == Version::Http10,
+            keep_alive: request.keep_alive(),
+            expects_continue,
+            upgrade: None,
+            uploaded: &uploaded,
+            awaiting: &awaiting,
+            write_timeout: self.write_timeout,
+        };
+        let read_timeout = self.write_timeout;
+        let outcome = {
+            let upload = async {
+                let carried = body
+                    .carry(&mut down_in, &mut up_out, read_timeout, limits.read_timeout)
+                    .await;
+                if carried.is_ok() {
+                    uploaded.set(true);
+                }
+                if awaiting.get() {
+                    // The time for the answer's head runs from the request's end.
+                    up_out.peer_must_answer_within(permit.response_head_timeout());
+                }
+                carried
+            };
+            let upload = std::pin::pin!(upload);
+            let relay =
+                std::pin::pin!(answer.relay(response, response_plan, &mut up_in, &mut down_out));
+            match select(upload, relay).await {
+                Either::Left((Ok(()), relay)) => relay.await,
+                // It takes no more; perhaps it has already said why.
+                Either::Left((Err(BodyError::Sink(_)), relay)) => relay.await,
+                Either::Left((Err(error), _)) => Err(upload_failed(error, awaiting.get())),
+                Either::Right((outcome, _)) => outcome,
+            }
+        };
+        // A receive that was given up with its connection has left its due time.
+        self.down.watch().recv_done();
+        self.draft.borrow_mut().bytes_in = body.bytes;
+        outcome
+    }
+
+    /// After a complete answer: what becomes of both connections.
+    async fn settle(
+        &mut self,
+        desk: &mut Desk,
+        permit: &Permit<'_>,
+        mut lease: Lease,
+        answered: Answered,
+    ) -> Next {
+        if answered.upgraded {
+            self.core.ledger.watch(self.draft);
+            self.down.watch().watch(Some(lease.connection().watch()));
+            let carried = tunnel::run(self.down, lease.connection(), self.write_timeout).await;
+            self.down.watch().unwatch();
+            let mut draft = self.draft.borrow_mut();
+            draft.bytes_in += carried.bytes_in;
+            draft.bytes_out += carried.bytes_out;
+            desk.request.finish(usize::MAX);
+            return Next::Drop;
+        }
+        if answered.up_reusable {
+            lease.give_back(permit.upstream());
+        }
+        if answered.down_persists {
+            desk.request.finish(self.consumed);
+            Next::KeepAlive
+        } else {
+            desk.request.finish(usize::MAX);
+            if answered.uploaded {
+                Next::Close
+            } else {
+                Next::Linger
+            }
+        }
+    }
+
+    /// After a failure: an answer of our own if nothing was passed on yet.
+    async fn fail(&mut self, desk: &mut Desk, failed: Failed, rest: Rest) -> Next {
+        match failed {
+            Failed::BeforeAnswer { problem, .. } | Failed::Unanswered(problem) => {
+                self.refuse(desk, &problem, rest).await
+            }
+            Failed::Cut(refuser, reason) => {
+                self.draft.borrow_mut().refused = Some((refuser, reason));
+                // No goodbye, and a reset: nobody takes this for the whole answer.
+                self.down.outgoing().reset();
+                Next::Drop
+            }
+            Failed::Abandoned => {
+                self.core.count(Counter::exchanges_abandoned);
+                self.draft.borrow_mut().refused = Some((Refuser::Caller, "caller_gone"));
+                Next::Drop
+            }
+        }
+    }
+}
+
+fn lease_problem(error: &LeaseError) -> Problem {
+    let (status, reason, detail, refuser) = error.answer();
+    let problem = Problem::new(status, reason, refuser, detail);
+    if status == 503 {
+        problem.retry_after(1)
+    } else {
+        problem
+    }
+}
+
+/// What a broken upload means; `unanswered` says that nothing was passed on yet.
+fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
+    let (problem, reason) = match error {
+        BodyError::TooLarge => (BODY_TOO_LARGE, "body_too_large"),
+        BodyError::Framing(_) => (REQUEST_BODY_BROKEN, "request_body_malformed"),
+        BodyError::Source(error) if error.kind() == io::ErrorKind::TimedOut => {
+            (REQUEST_BODY_TIMEOUT, "request_body_timeout")
+        }
+        BodyError::Source(_) | BodyError::Sink(_) => return Failed::Abandoned,
+    };
+    if unanswered {
+        Failed::Unanswered(problem)
+    } else {
+        Failed::Cut(problem.refuser, reason)
+    }
+}
+
+/// The way of an answer from the upstream to the caller.
+struct Answer<'a, 's> {
+    core: &'a Core,
+    draft: &'a RefCell<Draft>,
+    permit: &'a Permit<'s>,
+    method: Method,
+    /// The caller speaks HTTP/1.0: no chunks, no informational responses.
+    http10: bool,
+    /// The caller wants its connection kept.
+    keep_alive: bool,
+    expects_continue: bool,
+    upgrade: Option<&'a str>,
+    /// Whether the request has gone out whole.
+    uploaded: &'a Cell<bool>,
+    /// Whether nothing was passed on yet.
+    awaiting: &'a Cell<bool>,
+    write_timeout: Duration,
+}
+
+impl Answer<'_, '_> {
+    async fn relay(
+        &self,
+        response: &mut ResponseHead,
+        plan: &mut Plan,
+        up: &mut Incoming<'_>,
+        down: &mut Outgoing<'_>,
+    ) -> Result<Answered, Failed> {
+        let asked = Instant::now();
+        let head = self.final_head(response, plan, up, down).await;
+        self.draft.borrow_mut().upstream_wait += asked.elapsed();
+        head.map_err(|failed| self.or_abandoned(failed, down))?;
+
+        let status = response.status();
+        let upgraded = status == 101;
+        let framing = if upgraded {
+            BodyFraming::None
+        } else {
+            framing::of_response(response, self.method)
+                .map_err(|_| Failed::Unanswered(BAD_UPSTREAM_ANSWER))?
+        };
+        // RFC 9112, 6.3 and 7.1: a caller of HTTP/1.0 knows no chunks.
+        let (framing_down, ends_with_connection) = match framing {
+            BodyFraming::Chunked | BodyFraming::UntilClose if self.http10 => {
+                (BodyFraming::UntilClose, true)
+            }
+            BodyFraming::Chunked | BodyFraming::UntilClose => (BodyFraming::Chunked, false),
+            other => (other, false),
+        };
+        let down_persists = self.keep_alive
+            && !ends_with_connection
+            && self.uploaded.get()
+            && !self.core.draining.get();
+        let hits = rewrite::response(
+            response,
+            &ResponseEdit {
+                framing: framing_down,
+                close: !down_persists && !upgraded,
+                http10: self.http10,
+                upgrade: if upgraded {
+                    self.upgrade.map(str::as_bytes)
+                } else {
+                    None
+                },
+                scrubber: self.permit.credential().map(policy::Credential::scrubber),
+                keep_length: framing == BodyFraming::None,
+            },
+            plan,
+        );
+        self.note_hits(hits);
+        let mut body = Body {
+            reader: BodyReader::new(framing),
+            writer: if framing_down == BodyFraming::Chunked {
+                BodyWriter::Chunked
+            } else {
+                BodyWriter::Plain
+            },
+            bytes: 0,
+            bytes_max: u64::MAX,
+            strip_trailers: &self.permit.route().strip_fields,
+            pass_trailers: true,
+        };
+        let mut first = self.core.buffers.take_send();
+        let used = if upgraded {
+            // Whatever came along with the 101 is the tunnel's.
+            first.extend_from_slice(response.rest());
+            response.rest().len()
+        } else {
+            match body.copy_into(response.rest(), &mut first) {
+                Ok(used) => used,
+                Err(_) => return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER)),
+            }
+        };
+        let leftover = used < response.rest().len();
+        self.awaiting.set(false);
+        self.draft.borrow_mut().status = status;
+        {
+            let mut slices = Vec::with_capacity(16);
+            plan.slices(response.bytes(), &[], &mut slices);
+            slices.push(&first);
+            down.write(&slices).map_err(|_| Failed::Abandoned)?;
+        }
+        self.core.buffers.give_send(first);
+        let read_timeout = self.permit.upstream().limits.read_timeout;
+        let carried = body.carry(up, down, read_timeout, self.write_timeout).await;
+        self.draft.borrow_mut().bytes_out = body.bytes;
+        match carried {
+            Ok(()) => Ok(Answered {
+                up_reusable: response.keep_alive()
+                    && !upgraded
+                    && !leftover
+                    && framing != BodyFraming::UntilClose
+                    && self.uploaded.get(),
+                down_persists: down_persists && !upgraded,
+                uploaded: self.uploaded.get(),
+                upgraded,
+            }),
+            Err(BodyError::Sink(_)) => Err(Failed::Abandoned),
+            Err(BodyError::Source(error)) => Err(self.or_abandoned(
+                Failed::Cut(
+                    Refuser::Upstream,
+                    if error.kind() == io::ErrorKind::TimedOut {
+                        "upstream_read_timeout"
+                    } else {
+                        "upstream_body_cut"
+                    },
+                ),
+                down,
+            )),
+            Err(BodyError::Framing(_) | BodyError::TooLarge) => {
+                Err(Failed::Cut(Refuser::Upstream, "upstream_framing_broken"))
+            }
+        }
+    }
+
+    /// Reads up to the final response head, passing informational ones on.
+    async fn final_head(
+        &self,
+        response: &mut ResponseHead,
+        plan: &mut Plan,
+        up: &mut Incoming<'_>,
+        down: &mut Outgoing<'_>,
+    ) -> Result<(), Failed> {
+        let limits = HeadLimits::default();
+        for _ in 0..=INFORMATIONAL_MAX {
+            self.one_head(response, up, &limits).await?;
+            match response.status() {
+                101 if self.upgrade.is_some_and(|asked| {
+                    response
+                        .upgrade()
+                        .is_some_and(|given| given.eq_ignore_ascii_case(asked.as_bytes()))
+                }) =>
+                {
+                    return Ok(());
+                }
+                // A switch that nobody asked for, or to something else.
+                101 => return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER)),
+                100..=199 => {
+                    let wanted =
+                        !self.http10 && (response.status() != 100 || self.expects_continue);
+                    if wanted {
+                        let hits = rewrite::response(
+                            response,
+                            &ResponseEdit {
+                                framing: BodyFraming::None,
+                                close: false,
+                                http10: false,
+                                upgrade: None,
+                                scrubber: self
+                                    .permit
+                                    .credential()
+                                    .map(policy::Credential::scrubber),
+                                keep_length: false,
+                            },
+                            plan,
+                        );
+                        self.note_hits(hits);
+                        {
+                            let mut slices = Vec::with_capacity(8);
+                            plan.slices(response.bytes(), &[], &mut slices);
+                            down.write(&slices).map_err(|_| Failed::Abandoned)?;
+                        }
+                        down.flush(self.write_timeout)
+                            .await
+                            .map_err(|_| Failed::Abandoned)?;
+                    }
+                    response.finish(0);
+                }
+                _ => return Ok(()),
+            }
+        }
+        Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER))
+    }
+
+    async fn one_head(
+        &self,
+        response: &mut ResponseHead,
+        up: &mut Incoming<'_>,
+        limits: &HeadLimits,
+    ) -> Result<(), Failed> {
+        let begun_ms = self.core.tick.now_ms();
+        loop {
+            if response.buffered() > 0 {
+                match response.parse(limits) {
+                    Ok(Parse::Complete) => return Ok(()),
+                    Ok(Parse::Partial) => {}
+                    Err(_) => return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER)),
+                }
+            }
+            // While the request is still going out the answer is not due.
+            let limit = if self.uploaded.get() {
+                let spent = self.core.tick.now_ms().saturating_sub(begun_ms);
+                self.permit
+                    .response_head_timeout()
+                    .saturating_sub(Duration::from_millis(spent))
+            } else {
+                Duration::MAX
+            };
+            match up.fill(limit).await {
+                Ok(Filled::Data) => up.take(|chunk| {
+                    response.buffer().extend_from_slice(chunk);
+                    (chunk.len(), ())
+                }),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    return Err(Failed::Unanswered(UPSTREAM_HEAD_TIMEOUT));
+                }
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER));
+                }
+                Ok(Filled::End) | Err(_) if response.buffered() == 0 => {
+                    return Err(Failed::BeforeAnswer {
+                        problem: UPSTREAM_CLOSED,
+                        nothing_sent: false,
+                    });
+                }
+                Ok(Filled::End) | Err(_) => return Err(Failed::Unanswered(UPSTREAM_CLOSED)),
+            }
+        }
+    }
+
+    /// A failure of the upstream's side that we caused, because the caller left.
+    fn or_abandoned(&self, failed: Failed, down: &Outgoing<'_>) -> Failed {
+        if down.peer_is_gone() {
+            Failed::Abandoned
+        } else {
+            failed
+        }
+    }
+
+    fn note_hits(&self, hits: usize) {
+        if hits > 0 {
+            self.core
+                .counters
+                .add_many(Counter::scrub_hits, hits as u64);
+            self.draft.borrow_mut().scrubbed += hits;
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! [`ConnectionPool`] and [`Lease`]: one core's connections to upstreams.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handoff::Counter;
+use policy::verdict::PoolKey;
+use policy::{Refuser, Upstream};
+
+use crate::addresses;
+use crate::core::Core;
+use crate::rt;
+use crate::transport::Transport;
+
+/// How long a pool stays warm after its last use.
+const WARM_MS: u64 = 600_000;
+
+/// Idle connections by [`PoolKey`]. Connections of one key are never lent for another.
+#[derive(Default)]
+pub struct ConnectionPool {
+    buckets: RefCell<HashMap<PoolKey, Bucket>>,
+}
+
+#[derive(Default)]
+struct Bucket {
+    /// The last one returned is the first one lent.
+    idle: VecDeque<Idle>,
+    /// Idle, lent and being opened.
+    open: usize,
+    last_used_ms: u64,
+    turn: usize,
+    /// The upstream as it was last used, for keeping connections warm.
+    upstream: Option<Arc<Upstream>>,
+    warming: bool,
+}
+
+struct Idle {
+    connection: Transport,
+    address: SocketAddr,
+    opened_ms: u64,
+    since_ms: u64,
+    idle_timeout_ms: u64,
+    age_max_ms: u64,
+}
+
+/// A connection to an upstream, lent to one exchange. Dropped, it is closed;
+/// only [`Lease::give_back`] returns it to the pool.
+pub struct Lease {
+    core: Rc<Core>,
+    key: PoolKey,
+    connection: Option<Transport>,
+    address: SocketAddr,
+    opened_ms: u64,
+    /// Whether it has carried an exchange before.
+    pub reused: bool,
+    returned: bool,
+}
+
+/// Why no connection could be lent.
+#[derive(Debug)]
+pub enum LeaseError {
+    /// The bound of the upstream is reached on this core.
+    Exhausted,
+    /// No address is known: DNS has not answered, or only with refused addresses.
+    NoAddress,
+    /// No address could be connected to.
+    Connect(io::Error),
+    /// The handshake failed, or the certificate is not good for the name.
+    Tls(io::Error),
+    /// It took too long.
+    TimedOut,
+}
+
+impl LeaseError {
+    /// Status, reason, detail, refuser: for the answer, the log and the audit trail.
+    pub fn answer(&self) -> (u16, &'static str, &'static str, Refuser) {
+        match self {
+            LeaseError::Exhausted => (
+                503,
+                "upstream_connections_exhausted",
+                "All connections to this upstream are in use (connections_max).",
+                Refuser::Claviger,
+            ),
+            LeaseError::NoAddress => (
+                503,
+                "upstream_address_unknown",
+                "No address of this upstream is known. Check the resolvers in [dns] and the log for refused answers.",
+                Refuser::Claviger,
+            ),
+            LeaseError::Connect(_) => (
+                502,
+                "upstream_unreachable",
+                "No address of this upstream accepted a connection.",
+                Refuser::Upstream,
+            ),
+            LeaseError::Tls(_) => (
+                502,
+                "upstream_not_verified",
+                "The TLS handshake with the upstream failed, or its certificate could not be verified. No key was sent.",
+                Refuser::Upstream,
+            ),
+            LeaseError::TimedOut => (
+                504,
+                "upstream_connect_timeout",
+                "The upstream did not accept a connection in time (connect_timeout).",
+                Refuser::Upstream,
+            ),
+        }
+    }
+}
+
+impl ConnectionPool {
+    /// Idle connections of all buckets.
+    pub fn idle(&self) -> usize {
+        self.buckets
+            .borrow()
+            .values()
+            .map(|bucket| bucket.idle.len())
+            .sum()
+    }
+
+    /// Closes idle connections of buckets that no route leads to any more.
+    pub fn retain(&self, is_used: impl Fn(&PoolKey) -> bool) {
+        for (key, bucket) in self.buckets.borrow_mut().iter_mut() {
+            if !is_used(key) {
+                bucket.open -= bucket.idle.len();
+                bucket.idle.clear();
+                bucket.upstream = None;
+            }
+        }
+    }
+
+    /// Closes what is too old, too long idle, or was closed by the peer.
+    pub fn sweep(&self, now_ms: u64) {
+        self.buckets.borrow_mut().retain(|_, bucket| {
+            let before = bucket.idle.len();
+            bucket.idle.retain(|idle| {
+                !idle.connection.watch().is_hung_up()
+                    && now_ms.saturating_sub(idle.since_ms) < idle.idle_timeout_ms
+                    && now_ms.saturating_sub(idle.opened_ms) < idle.age_max_ms
+            });
+            bucket.open -= before - bucket.idle.len();
+            bucket.open > 0 || now_ms.saturating_sub(bucket.last_used_ms) < WARM_MS
+        });
+    }
+
+    /// Buckets that were used lately and have fewer idle connections than they should.
+    pub fn cold(&self, now_ms: u64) -> Vec<(PoolKey, Arc<Upstream>)> {
+        let mut cold = Vec::new();
+        for (key, bucket) in self.buckets.borrow_mut().iter_mut() {
+            let Some(upstream) = &bucket.upstream else {
+                continue;
+            };
+            if !bucket.warming
+                && bucket.idle.len() < upstream.limits.idle_min
+                // Lent connections come back; they count.
+                && bucket.open < upstream.limits.idle_min
+                && now_ms.saturating_sub(bucket.last_used_ms) < WARM_MS
+            {
+                bucket.warming = true;
+                cold.push((*key, Arc::clone(upstream)));
+            }
+        }
+        cold
+    }
+
+    fn warmed(&self, key: PoolKey) {
+        if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
+            bucket.warming = false;
+        }
+    }
+
+    fn closed(&self, key: PoolKey) {
+        if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
+            bucket.open = bucket.open.saturating_sub(1);
+        }
+    }
+}
+
+/// Lends a connection: an idle one that is as it was left, or else a new one.
+///
+/// `fresh` insists on a new one, for a second try.
+pub async fn lease(
+    core: &Rc<Core>,
+    key: PoolKey,
+    upstream: &Arc<Upstream>,
+    fresh: bool,
+) -> Result<Lease, LeaseError> {
+    let now_ms = core.tick.now_ms();
+    let turn = {
+        let mut buckets = core.pool.buckets.borrow_mut();
+        let bucket = buckets.entry(key).or_default();
+        bucket.last_used_ms = now_ms;
+        if bucket
+            .upstream
+            .as_ref()
+            .is_none_or(|known| !Arc::ptr_eq(known, upstream))
+        {
+            bucket.upstream = Some(Arc::clone(upstream));
+        }
+        while !fresh && let Some(mut idle) = bucket.idle.pop_back() {
+            idle.connection.watch().unwatch();
+            if idle.connection.is_still_idle() {
+                core.count(Counter::upstream_reuses);
+                return Ok(Lease {
+                    core: Rc::clone(core),
+                    key,
+                    connection: Some(idle.connection),
+                    address: idle.address,
+                    opened_ms: idle.opened_ms,
+                    reused: true,
+                    returned: false,
+                });
+            }
+            bucket.open -= 1;
+        }
+        if bucket.open >= upstream.limits.connections_max {
+            // An idle one that is not wanted for this request makes room.
+            if bucket.idle.pop_front().is_none() {
+                return Err(LeaseError::Exhausted);
+            }
+            bucket.open -= 1;
+        }
+        bucket.open += 1;
+        bucket.turn = bucket.turn.wrapping_add(1);
+        bucket.turn
+    };
+    // From here the place is the lease's: dropped, it is given back.
+    let mut lease = Lease {
+        core: Rc::clone(core),
+        key,
+        connection: None,
+        address: SocketAddr::from(([0, 0, 0, 0], 0)),
+        opened_ms: now_ms,
+        reused: false,
+        returned: false,
+    };
+    let opened = rt::timeout(upstream.limits.connect_timeout, open(core, upstream, turn))
+        .await
+        .unwrap_or(Err(LeaseError::TimedOut));
+    match opened {
+        Ok((connection, address)) => {
+            core.count(Counter::upstream_connections);
+            lease.connection = Some(connection);
+            lease.address = address;
+            Ok(lease)
+        }
+        Err(error) => {
+            core.count(Counter::upstream_connect_failures);
+            let cause: &dyn std::fmt::Display = match &error {
+                LeaseError::Connect(cause) | LeaseError::Tls(cause) => cause,
+                _ => &error.answer().2,
+            };
+            tracing::warn!(
+                upstream = &*upstream.name,
+                reason = error.answer().1,
+                "cannot connect: {cause}"
+            );
+            Err(error)
+        }
+    }
+}
+
+async fn open(
+    core: &Rc<Core>,
+    upstream: &Upstream,
+    turn: usize,
+) -> Result<(Transport, SocketAddr), LeaseError> {
+    let book = core.addresses();
+    let known = book.addresses(upstream);
+    if known.is_empty() {
+        return Err(LeaseError::NoAddress);
+    }
+    let now_ms = core.tick.now_ms();
+    let mut ordered = addresses::order(known, &core.failures, now_ms, turn);
+    loop {
+        let (socket, address) = addresses::connect(&ordered, &core.failures, now_ms)
+            .await
+            .map_err(LeaseError::Connect)?;
+        let session =
+            rustls::ClientConnection::new(Arc::clone(&upstream.tls), upstream.tls_name.clone())
+                .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
+        let mut connection = Transport::new(socket, &core.tick, &core.buffers);
+        connection.start_tls(session.into());
+        match connection.handshake().await {
+            Ok(()) => return Ok((connection, address)),
+            // Not TLS's verdict but the network's: another address may do better.
+            Err(error) if error.kind() != io::ErrorKind::InvalidData && ordered.len() > 1 => {
+                core.failures.note(address, now_ms);
+                ordered.retain(|other| *other != address);
+            }
+            Err(error) => {
+                core.failures.note(address, now_ms);
+                return Err(LeaseError::Tls(error));
+            }
+        }
+    }
+}
+
+/// Opens connections ahead of need for upstreams in use.
+pub fn keep_warm(core: &Rc<Core>) {
+    for (key, upstream) in core.pool.cold(core.tick.now_ms()) {
+        let core = Rc::clone(core);
+        rt::spawn(async move {
+            if let Ok(lease) = lease_unused(&core, key, &upstream).await {
+                lease.give_back(&upstream);
+            } else {
+                // Not again before the sweep after next second.
+                rt::sleep(Duration::from_secs(1)).await;
+            }
+            core.pool.warmed(key);
+        });
+    }
+}
+
+/// A new connection that does not count as a use of the pool.
+async fn lease_unused(
+    core: &Rc<Core>,
+    key: PoolKey,
+    upstream: &Arc<Upstream>,
+) -> Result<Lease, LeaseError> {
+    let used = core
+        .pool
+        .buckets
+        .borrow()
+        .get(&key)
+        .map_or(0, |bucket| bucket.last_used_ms);
+    let lease = lease(core, key, upstream, true).await;
+    if let Some(bucket) = core.pool.buckets.borrow_mut().get_mut(&key) {
+        bucket.last_used_ms = bucket.last_used_ms.min(used);
+    }
+    lease
+}
+
+impl Lease {
+    /// The connection.
+    pub fn connection(&mut self) -> &mut Transport {
+        self.connection
+            .as_mut()
+            .expect("a lease holds its connection until it is given back")
+    }
+
+    /// Where it leads.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Which pool it belongs to.
+    pub fn key(&self) -> PoolKey {
+        self.key
+    }
+
+    /// Returns the connection for another exchange. Only for one whose response
+    /// was complete, with nothing behind it.
+    pub fn give_back(mut self, upstream: &Upstream) {
+        let Some(mut connection) = self.connection.take() else {
+            return;
+        };
+        let core = Rc::clone(&self.core);
+        let limits = &upstream.limits;
+        let now_ms = self.core.tick.now_ms();
+        let age_max_ms = limits.age_max.as_millis() as u64;
+        if connection.incoming().has_leftover()
+            || connection.watch().is_expired()
+            || now_ms.saturating_sub(self.opened_ms) >= age_max_ms
+            || limits.idle_max == 0
+            || self.core.draining.get()
+        {
+            return;
+        }
+        let mut buckets = core.pool.buckets.borrow_mut();
+        let Some(bucket) = buckets.get_mut(&self.key) else {
+            return;
+        };
+        if bucket.idle.len() >= limits.idle_max {
+            bucket.idle.pop_front();
+            bucket.open -= 1;
+        }
+        connection.watch().watch(None);
+        bucket.idle.push_back(Idle {
+            connection,
+            address: self.address,
+            opened_ms: self.opened_ms,
+            since_ms: now_ms,
+            idle_timeout_ms: limits.idle_timeout.as_millis() as u64,
+            age_max_ms,
+        });
+        drop(buckets);
+        // The place stays taken, by the idle connection.
+        self.returned = true;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.returned {
+            self.core.pool.closed(self.key);
+        }
+    }
+}

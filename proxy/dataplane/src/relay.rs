@@ -1,0 +1,246 @@
+//! Bodies on their way through, in both directions, with constant memory.
+//!
+//! Framing is never copied: what comes in is read as data, and framed anew for
+//! the other side (RFC 9112, section 6). Whatever is at hand goes out at once, so
+//! an event stream arrives event by event.
+
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use wire::chunked::{ChunkError, ChunkedDecoder, chunk_header};
+use wire::framing::BodyFraming;
+use wire::names::NameSet;
+
+use crate::transport::{Filled, Incoming, Outgoing, SEND_PENDING_BYTES};
+
+/// Reads a body out of its framing.
+#[derive(Debug)]
+pub enum BodyReader {
+    /// Nothing, or everything has been read.
+    Done,
+    /// So many bytes are still to come.
+    Length(u64),
+    /// Chunks are still to come.
+    Chunked(Box<ChunkedDecoder>),
+    /// All until the peer closes.
+    UntilClose,
+}
+
+/// Writes a body in its new framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyWriter {
+    /// As it is: a length was announced, or the connection's end is the body's.
+    Plain,
+    /// In chunks.
+    Chunked,
+}
+
+/// Why a body did not come through.
+#[derive(Debug)]
+pub enum BodyError {
+    /// Whoever sends it broke off, was too slow, or failed.
+    Source(io::Error),
+    /// Whoever sends it broke the framing.
+    Framing(ChunkError),
+    /// Whoever receives it is gone or does not read.
+    Sink(io::Error),
+    /// It is larger than the route allows.
+    TooLarge,
+}
+
+/// Both ends of a body's way, and what was carried.
+pub struct Body<'r> {
+    pub reader: BodyReader,
+    pub writer: BodyWriter,
+    /// Data bytes so far.
+    pub bytes: u64,
+    /// Largest body allowed.
+    pub bytes_max: u64,
+    /// Trailer fields that are dropped, besides those that never pass.
+    pub strip_trailers: &'r NameSet,
+    /// Whether trailers pass at all.
+    pub pass_trailers: bool,
+}
+
+impl BodyReader {
+    pub fn new(framing: BodyFraming) -> Self {
+        match framing {
+            BodyFraming::None | BodyFraming::Length(0) => BodyReader::Done,
+            BodyFraming::Length(length) => BodyReader::Length(length),
+            BodyFraming::Chunked => BodyReader::Chunked(Box::new(ChunkedDecoder::new())),
+            BodyFraming::UntilClose => BodyReader::UntilClose,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        match self {
+            BodyReader::Done => true,
+            BodyReader::Chunked(decoder) => decoder.is_done(),
+            BodyReader::Length(_) | BodyReader::UntilClose => false,
+        }
+    }
+
+    /// Takes from the front of `input`: how much was used, and which of it is data.
+    fn read(&mut self, input: &[u8]) -> Result<(usize, Range<usize>), ChunkError> {
+        match self {
+            BodyReader::Done => Ok((0, 0..0)),
+            BodyReader::Length(remaining) => {
+                let n =
+                    usize::try_from(*remaining).map_or(input.len(), |left| left.min(input.len()));
+                *remaining -= n as u64;
+                if *remaining == 0 {
+                    *self = BodyReader::Done;
+                }
+                Ok((n, 0..n))
+            }
+            BodyReader::Chunked(decoder) => {
+                let decoded = decoder.decode(input)?;
+                Ok((decoded.used, decoded.data))
+            }
+            BodyReader::UntilClose => Ok((input.len(), 0..input.len())),
+        }
+    }
+}
+
+impl Body<'_> {
+    /// Reads what `input` holds of the body and appends it to `out`, framed for
+    /// the other side, the end included. For what came along with a head, so that
+    /// both leave in one message. Returns how much of `input` was used.
+    pub fn copy_into(&mut self, input: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyError> {
+        let mut used = 0;
+        while !self.reader.is_done() {
+            let (n, data) = self
+                .reader
+                .read(&input[used..])
+                .map_err(BodyError::Framing)?;
+            let data = &input[used..][data];
+            self.count(data.len())?;
+            if !data.is_empty() {
+                match self.writer {
+                    BodyWriter::Plain => out.extend_from_slice(data),
+                    BodyWriter::Chunked => {
+                        out.extend_from_slice(chunk_header(data.len(), &mut [0; 18]));
+                        out.extend_from_slice(data);
+                        out.extend_from_slice(b"\r\n");
+                    }
+                }
+            }
+            used += n;
+            if n == 0 {
+                break;
+            }
+        }
+        if self.reader.is_done() {
+            self.end_into(out);
+        }
+        Ok(used)
+    }
+
+    /// The framing's own end.
+    fn end_into(&self, out: &mut Vec<u8>) {
+        if self.writer == BodyWriter::Chunked {
+            out.extend_from_slice(wire::chunked::LAST_CHUNK);
+            if let BodyReader::Chunked(decoder) = &self.reader
+                && self.pass_trailers
+            {
+                wire::rewrite::trailers(decoder.trailers(), self.strip_trailers, out);
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn count(&mut self, n: usize) -> Result<(), BodyError> {
+        self.bytes += n as u64;
+        if self.bytes > self.bytes_max {
+            return Err(BodyError::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// Carries the rest of the body over, to its end.
+    pub async fn carry(
+        &mut self,
+        from: &mut Incoming<'_>,
+        to: &mut Outgoing<'_>,
+        read_timeout: Duration,
+        write_timeout: Duration,
+    ) -> Result<(), BodyError> {
+        let mut pending = 0;
+        if self.reader.is_done() {
+            return to.flush(write_timeout).await.map_err(BodyError::Sink);
+        }
+        loop {
+            let ready = match from.ready().map_err(BodyError::Source)? {
+                Some(ready) => ready,
+                None => {
+                    // Nothing more at hand: what there is must not wait.
+                    to.flush(write_timeout).await.map_err(BodyError::Sink)?;
+                    pending = 0;
+                    from.fill(read_timeout).await.map_err(BodyError::Source)?
+                }
+            };
+            match ready {
+                Filled::Data => {
+                    pending += from.take(|chunk| self.pass(chunk, to))?;
+                    if self.reader.is_done() {
+                        break;
+                    }
+                }
+                Filled::End => {
+                    // A clean end is the body's own end only where no length was announced.
+                    if !matches!(self.reader, BodyReader::UntilClose) {
+                        return Err(BodyError::Source(io::ErrorKind::UnexpectedEof.into()));
+                    }
+                    self.reader = BodyReader::Done;
+                    break;
+                }
+            }
+            if pending >= SEND_PENDING_BYTES {
+                to.flush(write_timeout).await.map_err(BodyError::Sink)?;
+                pending = 0;
+            }
+        }
+        let mut end = Vec::new();
+        self.end_into(&mut end);
+        if !end.is_empty() {
+            to.write(&[&end]).map_err(BodyError::Sink)?;
+        }
+        to.flush(write_timeout).await.map_err(BodyError::Sink)
+    }
+
+    /// One piece of input, straight from where it was decrypted to where it is
+    /// encrypted. Returns how much was used, and how much was written.
+    fn pass(&mut self, input: &[u8], to: &mut Outgoing<'_>) -> (usize, Result<usize, BodyError>) {
+        let mut used = 0;
+        let mut written = 0;
+        while used < input.len() && !self.reader.is_done() {
+            let (n, data) = match self.reader.read(&input[used..]) {
+                Ok(read) => read,
+                Err(error) => return (used, Err(BodyError::Framing(error))),
+            };
+            let data = &input[used..][data];
+            used += n;
+            if !data.is_empty() {
+                if let Err(error) = self.count(data.len()) {
+                    return (used, Err(error));
+                }
+                let sent = match self.writer {
+                    BodyWriter::Plain => to.write(&[data]),
+                    BodyWriter::Chunked => {
+                        let mut header = [0; 18];
+                        to.write(&[chunk_header(data.len(), &mut header), data, b"\r\n"])
+                    }
+                };
+                if let Err(error) = sent {
+                    return (used, Err(BodyError::Sink(error)));
+                }
+                written += data.len();
+            }
+            if n == 0 {
+                break;
+            }
+        }
+        (used, Ok(written))
+    }
+}

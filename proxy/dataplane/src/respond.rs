@@ -1,0 +1,133 @@
+//! Claviger's own answers: problem documents (RFC 9457) that say who refused and
+//! why, and name no secret.
+
+use std::io;
+use std::time::Duration;
+
+use policy::{Denial, Refuser};
+
+use crate::transport::{Filled, Transport};
+
+/// How long and how much is read after an answer to a request whose body was not
+/// taken, so that closing does not destroy the answer on its way (RFC 9112, 9.6).
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_READS_MAX: usize = 64;
+
+/// What an own answer says.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    pub status: u16,
+    /// Machine-readable and stable.
+    pub reason: &'static str,
+    /// A sentence, with the cure.
+    pub detail: &'static str,
+    pub refuser: Refuser,
+    /// Seconds after which a second try makes sense.
+    pub retry_after: Option<u32>,
+}
+
+impl Problem {
+    pub const fn new(
+        status: u16,
+        reason: &'static str,
+        refuser: Refuser,
+        detail: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            reason,
+            detail,
+            refuser,
+            retry_after: None,
+        }
+    }
+
+    pub const fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+}
+
+impl From<&Denial> for Problem {
+    fn from(denial: &Denial) -> Self {
+        Problem::new(denial.status, denial.reason, denial.refuser, denial.detail)
+    }
+}
+
+/// Writes the answer. Returns the size of its body.
+///
+/// # Errors
+/// As the caller's connection.
+pub async fn answer(
+    down: &mut Transport,
+    problem: &Problem,
+    request_id: &str,
+    is_head: bool,
+    close: bool,
+    limit: Duration,
+) -> io::Result<u64> {
+    let title = title(problem.status);
+    // Every part is ours and free of characters that JSON escapes.
+    let body = format!(
+        "{{\"type\":\"urn:claviger:problem:{reason}\",\"title\":\"{title}\",\"status\":{status},\"detail\":\"{detail}\",\"reason\":\"{reason}\",\"refused_by\":\"{refuser}\",\"request_id\":\"{request_id}\"}}\n",
+        reason = problem.reason,
+        status = problem.status,
+        detail = problem.detail,
+        refuser = problem.refuser.as_str(),
+    );
+    let retry_after = problem
+        .retry_after
+        .map(|seconds| format!("Retry-After: {seconds}\r\n"))
+        .unwrap_or_default();
+    let head = format!(
+        "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\nClaviger-Answer: {refuser}; reason={reason}\r\nClaviger-Request-Id: {request_id}\r\n{retry_after}{close}\r\n",
+        status = problem.status,
+        length = body.len(),
+        refuser = problem.refuser.as_str(),
+        reason = problem.reason,
+        close = if close { "Connection: close\r\n" } else { "" },
+    );
+    let body = if is_head { "" } else { &body };
+    let mut outgoing = down.outgoing();
+    outgoing.write(&[head.as_bytes(), body.as_bytes()])?;
+    outgoing.flush(limit).await?;
+    Ok(body.len() as u64)
+}
+
+/// Ends a connection after an answer that the caller may still be sending
+/// against: says goodbye, then reads and forgets for a moment.
+pub async fn linger(down: &mut Transport) {
+    down.goodbye().await;
+    down.finish_sending();
+    let mut incoming = down.incoming();
+    for _ in 0..LINGER_READS_MAX {
+        match incoming.fill(LINGER_TIME).await {
+            Ok(Filled::Data) => incoming.take(|chunk| (chunk.len(), ())),
+            Ok(Filled::End) | Err(_) => return,
+        }
+    }
+}
+
+/// The registered phrase of a status that we answer with (RFC 9110, section 15).
+fn title(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        411 => "Length Required",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        421 => "Misdirected Request",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
+        _ => "Refused",
+    }
+}

@@ -1,0 +1,258 @@
+//! [`Tick`]: one core's clock, and the sweep that ends what takes too long.
+//!
+//! A timer per operation costs more than the operation. Instead each socket has
+//! a [`Slot`] with the times at which it is due, and one sweep per [`PERIOD`]
+//! looks at all of them. Whoever is late is cut with `shutdown(2)`: the
+//! operation in flight ends by itself, and nothing is lost or left behind.
+//!
+//! The same sweep notices callers that went away while their exchange waits for
+//! the upstream, and peers that closed idle connections, with one `poll(2)` for
+//! all of them.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
+
+use crate::rt::{self, Stop};
+
+/// How often the sweep runs, and so how late a deadline may be noticed.
+pub const PERIOD: Duration = Duration::from_millis(100);
+
+/// Hang-ups are looked for every so many sweeps.
+const HANGUP_SWEEPS: u64 = 2;
+
+/// An exchange younger than this is not watched for hang-ups: it is too short to
+/// be worth a system call.
+const WATCH_AFTER_MS: u64 = 150;
+
+/// An idle connection gives its receive buffer back after this time. Shorter than
+/// a keep-alive client's usual pause it would cost a wake-up per request.
+const COLD_AFTER_MS: u64 = 1_000;
+
+/// "Never" as a time.
+const NEVER: u64 = u64::MAX;
+
+/// One core's clock and its registered sockets.
+pub struct Tick {
+    started: Instant,
+    /// Milliseconds since `started`, as of the last sweep.
+    now_ms: Cell<u64>,
+    sweeps: Cell<u64>,
+    slots: RefCell<Slots>,
+    /// Scratch for the hang-up poll.
+    polled: RefCell<(Vec<RawFd>, Vec<Rc<Slot>>)>,
+}
+
+#[derive(Default)]
+struct Slots {
+    entries: Vec<Option<Rc<Slot>>>,
+    free: Vec<usize>,
+}
+
+/// What the sweep knows of one socket.
+pub struct Slot {
+    fd: RawFd,
+    /// Invariant: while this is false `fd` is open and ours.
+    gone: Cell<bool>,
+    recv_due: Cell<u64>,
+    send_due: Cell<u64>,
+    expired: Cell<bool>,
+    /// Since when the peer is watched for hanging up; `NEVER` is not at all.
+    watched_since: Cell<u64>,
+    hung_up: Cell<bool>,
+    /// Since when a receive waits for a next request; `NEVER` is not at all.
+    idle_since: Cell<u64>,
+    stop: Stop,
+    /// The other side of the exchange, cut when this one hangs up.
+    partner: RefCell<Weak<Slot>>,
+}
+
+/// A socket's registration. Dropped before the socket is closed.
+pub struct Registration {
+    tick: Rc<Tick>,
+    slot: Rc<Slot>,
+    index: usize,
+}
+
+impl Tick {
+    /// A clock that starts now.
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self {
+            started: Instant::now(),
+            now_ms: Cell::new(0),
+            sweeps: Cell::new(0),
+            slots: RefCell::default(),
+            polled: RefCell::default(),
+        })
+    }
+
+    /// The time as of the last sweep: cheap, and at most [`PERIOD`] old.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    /// Puts a socket under watch.
+    pub fn register(self: &Rc<Self>, fd: RawFd, stop: Stop) -> Registration {
+        let slot = Rc::new(Slot {
+            fd,
+            gone: Cell::new(false),
+            recv_due: Cell::new(NEVER),
+            send_due: Cell::new(NEVER),
+            expired: Cell::new(false),
+            watched_since: Cell::new(NEVER),
+            hung_up: Cell::new(false),
+            idle_since: Cell::new(NEVER),
+            stop,
+            partner: RefCell::new(Weak::new()),
+        });
+        let mut slots = self.slots.borrow_mut();
+        let index = match slots.free.pop() {
+            Some(index) => {
+                slots.entries[index] = Some(Rc::clone(&slot));
+                index
+            }
+            None => {
+                slots.entries.push(Some(Rc::clone(&slot)));
+                slots.entries.len() - 1
+            }
+        };
+        drop(slots);
+        Registration {
+            tick: Rc::clone(self),
+            slot,
+            index,
+        }
+    }
+
+    /// Looks at every socket once. `draining` closes connections that are idle.
+    pub fn sweep(&self, draining: bool) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(NEVER);
+        self.now_ms.set(now);
+        let sweeps = self.sweeps.get() + 1;
+        self.sweeps.set(sweeps);
+        let look_for_hangups = sweeps.is_multiple_of(HANGUP_SWEEPS);
+        let (mut fds, mut watched) = self.polled.take();
+        for slot in self.slots.borrow().entries.iter().flatten() {
+            if slot.recv_due.get() <= now || slot.send_due.get() <= now {
+                // A send in flight is not ended by closing the receiving side.
+                let sending = slot.send_due.get() != NEVER;
+                slot.recv_due.set(NEVER);
+                slot.send_due.set(NEVER);
+                slot.expired.set(true);
+                rt::cut(slot.fd, !sending);
+                continue;
+            }
+            let idle_since = slot.idle_since.get();
+            if idle_since != NEVER {
+                if draining {
+                    rt::cut(slot.fd, true);
+                } else if now.saturating_sub(idle_since) >= COLD_AFTER_MS {
+                    slot.idle_since.set(NEVER);
+                    slot.stop.stop();
+                }
+            }
+            if look_for_hangups && now.saturating_sub(slot.watched_since.get()) >= WATCH_AFTER_MS {
+                fds.push(slot.fd);
+                watched.push(Rc::clone(slot));
+            }
+        }
+        if !fds.is_empty() {
+            rt::find_hung_up(&fds, |index| {
+                let slot = &watched[index];
+                slot.hung_up.set(true);
+                slot.watched_since.set(NEVER);
+                if let Some(partner) = slot.partner.borrow().upgrade()
+                    && !partner.gone.get()
+                {
+                    rt::cut(partner.fd, false);
+                }
+            });
+            fds.clear();
+            watched.clear();
+        }
+        self.polled.replace((fds, watched));
+    }
+
+    fn due(&self, after: Duration) -> u64 {
+        let after = u64::try_from(after.as_millis()).unwrap_or(NEVER);
+        // The clock may be a period old; nobody is cut early.
+        self.now_ms
+            .get()
+            .saturating_add(after)
+            .saturating_add(PERIOD.as_millis() as u64)
+    }
+}
+
+impl Registration {
+    /// The socket must have received something before `limit` is over.
+    pub fn recv_within(&self, limit: Duration) {
+        self.slot.recv_due.set(self.tick.due(limit));
+    }
+
+    /// No receive is due.
+    pub fn recv_done(&self) {
+        self.slot.recv_due.set(NEVER);
+    }
+
+    /// The socket must have sent what it sends before `limit` is over.
+    pub fn send_within(&self, limit: Duration) {
+        self.slot.send_due.set(self.tick.due(limit));
+    }
+
+    /// No send is due.
+    pub fn send_done(&self) {
+        self.slot.send_due.set(NEVER);
+    }
+
+    /// Whether the sweep cut the socket because its time was up.
+    pub fn is_expired(&self) -> bool {
+        self.slot.expired.get()
+    }
+
+    /// Watches for the peer hanging up; then `partner`, if there is one, is cut.
+    pub fn watch(&self, partner: Option<&Registration>) {
+        self.slot.watched_since.set(self.tick.now_ms.get());
+        *self.slot.partner.borrow_mut() =
+            partner.map_or_else(Weak::new, |partner| Rc::downgrade(&partner.slot));
+    }
+
+    /// Stops watching.
+    pub fn unwatch(&self) {
+        self.slot.watched_since.set(NEVER);
+    }
+
+    /// Whether the peer was found to have hung up.
+    pub fn is_hung_up(&self) -> bool {
+        self.slot.hung_up.get()
+    }
+
+    /// A stoppable receive waits for the next request: after a while the sweep
+    /// stops it, so that its buffer can be given back.
+    pub fn idle(&self, is_idle: bool) {
+        self.slot.idle_since.set(if is_idle {
+            self.tick.now_ms.get()
+        } else {
+            NEVER
+        });
+    }
+
+    /// The socket, for looking at it.
+    pub fn fd(&self) -> RawFd {
+        self.slot.fd
+    }
+
+    /// The clock.
+    pub fn now_ms(&self) -> u64 {
+        self.tick.now_ms()
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.slot.gone.set(true);
+        let mut slots = self.tick.slots.borrow_mut();
+        slots.entries[self.index] = None;
+        slots.free.push(self.index);
+    }
+}

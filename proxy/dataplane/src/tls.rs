@@ -1,0 +1,151 @@
+//! The TLS side of accepting a caller: the server name picks the virtual host,
+//! and the virtual host's own configuration answers the handshake.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handoff::Counter;
+use policy::{Listener, Snapshot, UnknownSni};
+use rustls::server::Acceptor;
+use rustls::{AlertDescription, HandshakeKind, ServerConfig};
+
+use crate::core::Core;
+use crate::transport::Transport;
+
+/// `unrecognized_name` (RFC 6066, section 3) as a plaintext alert record.
+const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// What the handshake has settled.
+pub struct Accepted {
+    /// The server name that was asked for, in lower case. `None` if it was absent
+    /// or unknown and the listener serves such callers all the same.
+    pub server_name: Option<Box<str>>,
+}
+
+/// Serves a caller's handshake within `limit`.
+///
+/// # Errors
+/// Whatever ended it; the caller was told by an alert where there is one for it.
+pub async fn accept(
+    core: &Core,
+    snapshot: &Snapshot,
+    listener: &Listener,
+    connection: &mut Transport,
+    limit: Duration,
+) -> io::Result<Accepted> {
+    connection.watch().recv_within(limit);
+    connection.watch().send_within(limit);
+    let outcome = handshake(core, snapshot, listener, connection).await;
+    connection.watch().recv_done();
+    connection.watch().send_done();
+    match outcome {
+        Ok(accepted) => {
+            core.count(Counter::handshakes);
+            let resumed = connection
+                .with_tls(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
+                .unwrap_or(false);
+            if resumed {
+                core.count(Counter::handshakes_resumed);
+            }
+            Ok(accepted)
+        }
+        Err(error) => {
+            core.count(Counter::handshakes_failed);
+            if connection.watch().is_expired() {
+                core.count(Counter::handshakes_timed_out);
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            if is_alpn_mismatch(&error) {
+                core.count(Counter::handshakes_refused_alpn);
+            }
+            Err(error)
+        }
+    }
+}
+
+async fn handshake(
+    core: &Core,
+    snapshot: &Snapshot,
+    listener: &Listener,
+    connection: &mut Transport,
+) -> io::Result<Accepted> {
+    let mut acceptor = Acceptor::default();
+    let accepted = loop {
+        connection
+            .recv_raw(|bytes| acceptor.read_tls(bytes).map(drop))
+            .await?;
+        match acceptor.accept() {
+            Ok(Some(accepted)) => break accepted,
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                alert.write_all(&mut bytes)?;
+                connection.send_raw(bytes).await;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    };
+    let asked = accepted.client_hello().server_name().map(|name| {
+        name.trim_end_matches('.')
+            .to_ascii_lowercase()
+            .into_boxed_str()
+    });
+    let Some((config, server_name)) = choose(snapshot, listener, asked) else {
+        core.count(Counter::handshakes_refused_sni);
+        connection.send_raw(ALERT_UNRECOGNIZED_NAME.to_vec()).await;
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the server name is absent or not served here",
+        ));
+    };
+    match accepted.into_connection(config) {
+        Ok(session) => connection.start_tls(session.into()),
+        Err((error, mut alert)) => {
+            let mut bytes = Vec::new();
+            alert.write_all(&mut bytes)?;
+            connection.send_raw(bytes).await;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+        }
+    }
+    connection.handshake().await?;
+    Ok(Accepted { server_name })
+}
+
+/// The configuration for a server name on a listener, and the name if it is known.
+fn choose(
+    snapshot: &Snapshot,
+    listener: &Listener,
+    asked: Option<Box<str>>,
+) -> Option<(Arc<ServerConfig>, Option<Box<str>>)> {
+    if let Some(asked) = asked
+        && let Some(index) = snapshot.find_host(&asked)
+    {
+        let host = snapshot.host(index);
+        if host.is_on(&listener.name)
+            && let Some(tls) = &host.tls
+        {
+            return Some((Arc::clone(tls), Some(asked)));
+        }
+    }
+    match &listener.unknown_sni {
+        UnknownSni::Refuse => None,
+        UnknownSni::Host(name) => {
+            let host = snapshot.host(snapshot.find_host(name)?);
+            Some((Arc::clone(host.tls.as_ref()?), None))
+        }
+    }
+}
+
+fn is_alpn_mismatch(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .and_then(|source| source.downcast_ref::<rustls::Error>())
+        .is_some_and(|error| {
+            matches!(
+                error,
+                rustls::Error::NoApplicationProtocol
+                    | rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+            )
+        })
+}

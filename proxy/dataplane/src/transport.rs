@@ -1,0 +1,558 @@
+//! [`Transport`]: a socket, clear or TLS, as both sides of an exchange use it.
+//!
+//! TLS runs over rustls's buffered interface. What is received is decrypted
+//! where it lies and looked at there ([`Incoming::chunk`]); what is sent is
+//! encrypted from the slices that it consists of ([`Outgoing::write`]), so a
+//! message of head, key and body is one pass, one record and one send.
+//!
+//! The two directions can be used at once ([`Transport::split`]).
+
+use std::cell::RefCell;
+use std::io::{self, BufRead, IoSlice, Write};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustls::Connection;
+
+use crate::buffer::FreeList;
+use crate::rt;
+use crate::tick::{Registration, Tick};
+
+/// Encrypted bytes that may wait to be sent before a relay flushes them.
+pub const SEND_PENDING_BYTES: usize = 128 * 1024;
+
+/// A connected socket with what was received and not yet used.
+pub struct Transport {
+    // Dropped first: the sweep must not touch a descriptor that is closed.
+    watch: Registration,
+    receiver: rt::Receiver,
+    sender: rt::Sender,
+    inner: RefCell<Inner>,
+    buffers: Rc<FreeList>,
+}
+
+struct Inner {
+    /// `None` is clear text.
+    tls: Option<Box<Connection>>,
+    /// What was received: ciphertext that rustls has not seen yet, or clear text.
+    inbox: Vec<u8>,
+    /// Invariant: `inbox_at <= inbox.len()`.
+    inbox_at: usize,
+    /// Clear text to send.
+    outbox: Vec<u8>,
+    /// The peer said that it is done: close_notify, or FIN on clear text.
+    ended: bool,
+    /// FIN came without close_notify.
+    cut_short: bool,
+}
+
+/// How a wait for bytes ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Filled {
+    /// There is something in [`Incoming::chunk`].
+    Data,
+    /// The peer ended cleanly; nothing more will come.
+    End,
+}
+
+impl Transport {
+    /// Takes a socket over as clear text.
+    pub fn new(
+        (receiver, sender, fd): (rt::Receiver, rt::Sender, std::os::fd::RawFd),
+        tick: &Rc<Tick>,
+        buffers: &Rc<FreeList>,
+    ) -> Self {
+        let watch = tick.register(fd, receiver.stop_handle());
+        Self {
+            watch,
+            receiver,
+            sender,
+            inner: RefCell::new(Inner {
+                tls: None,
+                inbox: Vec::new(),
+                inbox_at: 0,
+                outbox: Vec::new(),
+                ended: false,
+                cut_short: false,
+            }),
+            buffers: Rc::clone(buffers),
+        }
+    }
+
+    /// From now on the bytes are those of a TLS session.
+    pub fn start_tls(&mut self, mut session: Connection) {
+        // We flush after each message and bound what waits ourselves.
+        session.set_buffer_limit(None);
+        self.inner.get_mut().tls = Some(Box::new(session));
+    }
+
+    /// The TLS session, if there is one.
+    pub fn with_tls<R>(&self, look: impl FnOnce(&mut Connection) -> R) -> Option<R> {
+        self.inner.borrow_mut().tls.as_deref_mut().map(look)
+    }
+
+    /// The sweep's view of the socket.
+    pub fn watch(&self) -> &Registration {
+        &self.watch
+    }
+
+    /// The two directions, to be used at once.
+    pub fn split(&mut self) -> (Incoming<'_>, Outgoing<'_>) {
+        (
+            Incoming {
+                receiver: &mut self.receiver,
+                watch: &self.watch,
+                inner: &self.inner,
+                buffers: &self.buffers,
+            },
+            Outgoing {
+                sender: &mut self.sender,
+                watch: &self.watch,
+                inner: &self.inner,
+                buffers: &self.buffers,
+            },
+        )
+    }
+
+    /// The receiving direction.
+    pub fn incoming(&mut self) -> Incoming<'_> {
+        self.split().0
+    }
+
+    /// The sending direction.
+    pub fn outgoing(&mut self) -> Outgoing<'_> {
+        self.split().1
+    }
+
+    /// Receives raw bytes for a handshake that is not yet a session's business.
+    /// They are found in `ClientHello` reading order by the closure.
+    pub async fn recv_raw(
+        &mut self,
+        mut feed: impl FnMut(&mut &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let buffer = self.buffers.take_recv();
+        let (received, buffer) = self.receiver.recv(buffer).await;
+        let result = match received {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                let mut bytes = &buffer[..n];
+                let fed = feed(&mut bytes);
+                // What the closure left belongs to the session that follows.
+                let left = n - bytes.len();
+                if fed.is_ok() && left < n {
+                    let inner = self.inner.get_mut();
+                    inner.inbox = buffer;
+                    inner.inbox_at = left;
+                    return Ok(());
+                }
+                fed
+            }
+            Err(error) => Err(error),
+        };
+        self.buffers.give_recv(buffer);
+        result
+    }
+
+    /// Sends raw bytes beside any session: an alert of a handshake that failed.
+    pub async fn send_raw(&mut self, bytes: Vec<u8>) {
+        let (_, buffer) = self.sender.send(bytes).await;
+        self.buffers.give_send(buffer);
+    }
+
+    /// Completes the TLS handshake of the session that was set.
+    ///
+    /// # Errors
+    /// `InvalidData` wraps a [`rustls::Error`]; `UnexpectedEof` is a peer that left.
+    pub async fn handshake(&mut self) -> io::Result<()> {
+        loop {
+            let (mut incoming, mut outgoing) = self.split();
+            if outgoing.wants_send() {
+                outgoing.flush_once().await?;
+                continue;
+            }
+            let (handshaking, failed) = {
+                let mut inner = incoming.inner.borrow_mut();
+                let failed = inner.pump().err();
+                (
+                    inner.tls.as_ref().is_some_and(|tls| tls.is_handshaking()),
+                    failed,
+                )
+            };
+            if let Some(error) = failed {
+                // The alert that says why.
+                let _ = outgoing.flush_once().await;
+                return Err(error);
+            }
+            if outgoing.wants_send() {
+                continue;
+            }
+            if !handshaking {
+                return Ok(());
+            }
+            if !incoming.inner.borrow().has_input()
+                && incoming.recv_once(false).await? == Filled::End
+            {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    /// Gives the peer's end-of-data sign (close_notify) and forgets the rest.
+    pub async fn goodbye(&mut self) {
+        {
+            let mut inner = self.inner.borrow_mut();
+            if let Some(tls) = &mut inner.tls {
+                tls.send_close_notify();
+            }
+        }
+        self.watch.send_within(Duration::from_secs(1));
+        let _ = self.outgoing().flush_once().await;
+        self.watch.send_done();
+    }
+
+    /// Closes our direction: the peer sees the end of what we send.
+    pub fn finish_sending(&mut self) {
+        rt::finish_sending(self.watch.fd());
+    }
+
+    /// Whether an idle connection is as it was left, taking in session tickets.
+    /// Does not wait.
+    pub fn is_still_idle(&mut self) -> bool {
+        if self.watch.is_hung_up() || self.watch.is_expired() {
+            return false;
+        }
+        {
+            let inner = self.inner.get_mut();
+            if inner.ended || inner.cut_short || inner.has_input() || inner.has_plaintext() {
+                return false;
+            }
+        }
+        match rt::peek(self.watch.fd()) {
+            rt::Peeked::Quiet => true,
+            rt::Peeked::Closed => false,
+            // A ticket, or the end: with clear text it can only be wrong.
+            rt::Peeked::Bytes => {
+                let mut buffer = self.buffers.take_recv();
+                let received = rt::recv_now(self.watch.fd(), &mut buffer);
+                let inner = self.inner.get_mut();
+                let quiet = received && inner.tls.is_some() && {
+                    std::mem::swap(&mut inner.inbox, &mut buffer);
+                    inner.inbox_at = 0;
+                    let pumped = inner.pump();
+                    let quiet = pumped.is_ok()
+                        && !inner.ended
+                        && !inner.has_plaintext()
+                        && inner.inbox_at == inner.inbox.len();
+                    inner.inbox_at = 0;
+                    std::mem::swap(&mut inner.inbox, &mut buffer);
+                    quiet
+                };
+                self.buffers.give_recv(buffer);
+                quiet
+            }
+        }
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        let inner = self.inner.get_mut();
+        self.buffers.give_recv(std::mem::take(&mut inner.inbox));
+        self.buffers.give_send(std::mem::take(&mut inner.outbox));
+    }
+}
+
+impl Inner {
+    fn has_input(&self) -> bool {
+        self.inbox_at < self.inbox.len()
+    }
+
+    fn has_plaintext(&mut self) -> bool {
+        !self.chunk().is_empty()
+    }
+
+    /// Feeds rustls from the inbox until there is clear text to look at, or the
+    /// inbox is empty. Without TLS the inbox is the clear text.
+    fn pump(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(());
+        };
+        while self.inbox_at < self.inbox.len() {
+            if tls.reader().fill_buf().is_ok_and(|chunk| !chunk.is_empty()) {
+                return Ok(());
+            }
+            let mut input = &self.inbox[self.inbox_at..];
+            let taken = tls.read_tls(&mut input)?;
+            self.inbox_at += taken;
+            let state = tls
+                .process_new_packets()
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if state.peer_has_closed() {
+                self.ended = true;
+                self.inbox_at = self.inbox.len();
+            }
+            if taken == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Clear text that was received and not yet consumed, as far as it is in one piece.
+    fn chunk(&mut self) -> &[u8] {
+        match &mut self.tls {
+            None => &self.inbox[self.inbox_at..],
+            // "Would block" is how rustls says that there is nothing; the end is in `ended`.
+            Some(tls) => tls.reader().into_first_chunk().unwrap_or(&[]),
+        }
+    }
+
+    fn consume(&mut self, n: usize) {
+        match &mut self.tls {
+            None => self.inbox_at += n,
+            Some(tls) => tls.reader().consume(n),
+        }
+    }
+}
+
+/// The receiving direction of a [`Transport`].
+pub struct Incoming<'t> {
+    receiver: &'t mut rt::Receiver,
+    watch: &'t Registration,
+    inner: &'t RefCell<Inner>,
+    buffers: &'t FreeList,
+}
+
+impl Incoming<'_> {
+    /// Waits until there is clear text to look at.
+    ///
+    /// # Errors
+    /// `TimedOut` past `limit`; `UnexpectedEof` when the peer left without
+    /// saying so; `InvalidData` for bytes that are not TLS.
+    pub async fn fill(&mut self, limit: Duration) -> io::Result<Filled> {
+        if let Some(filled) = self.ready()? {
+            return Ok(filled);
+        }
+        self.watch.recv_within(limit);
+        let filled = self.wait(false).await;
+        self.watch.recv_done();
+        filled
+    }
+
+    /// Like [`fill`](Self::fill), for the pause between two requests: after a
+    /// while the receive buffer is given back until something comes.
+    pub async fn fill_idle(&mut self, limit: Duration) -> io::Result<Filled> {
+        if let Some(filled) = self.ready()? {
+            return Ok(filled);
+        }
+        self.watch.recv_within(limit);
+        self.watch.idle(true);
+        let filled = self.wait(true).await;
+        self.watch.idle(false);
+        self.watch.recv_done();
+        filled
+    }
+
+    /// What can be said without waiting: whether there is clear text already.
+    pub fn ready(&mut self) -> io::Result<Option<Filled>> {
+        let mut inner = self.inner.borrow_mut();
+        inner.pump()?;
+        if inner.has_plaintext() {
+            return Ok(Some(Filled::Data));
+        }
+        if inner.ended {
+            return Ok(Some(Filled::End));
+        }
+        if inner.cut_short {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(None)
+    }
+
+    async fn wait(&mut self, idle: bool) -> io::Result<Filled> {
+        loop {
+            let received = self.recv_once(idle).await;
+            if self.watch.is_expired() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            received?;
+            if let Some(filled) = self.ready()? {
+                return Ok(filled);
+            }
+        }
+    }
+
+    /// One receive into the inbox, which must be used up.
+    async fn recv_once(&mut self, idle: bool) -> io::Result<Filled> {
+        let mut buffer = {
+            let mut inner = self.inner.borrow_mut();
+            debug_assert!(!inner.has_input());
+            inner.inbox_at = 0;
+            std::mem::take(&mut inner.inbox)
+        };
+        let received = loop {
+            if buffer.capacity() == 0 {
+                buffer = self.buffers.take_recv();
+            }
+            buffer.clear();
+            let received;
+            (received, buffer) = if idle {
+                self.receiver.recv_stoppable(buffer).await
+            } else {
+                self.receiver.recv(buffer).await
+            };
+            match received {
+                Err(error) if idle && rt::is_stopped(&error) => {
+                    // Cold: wait with nothing in hand.
+                    self.buffers.give_recv(std::mem::take(&mut buffer));
+                    self.receiver.readable().await?;
+                }
+                other => break other,
+            }
+        };
+        let mut inner = self.inner.borrow_mut();
+        match received {
+            Ok(0) => {
+                self.buffers.give_recv(buffer);
+                if inner.tls.is_some() {
+                    inner.cut_short = true;
+                } else {
+                    inner.ended = true;
+                }
+                Ok(Filled::End)
+            }
+            Ok(_) => {
+                inner.inbox = buffer;
+                Ok(Filled::Data)
+            }
+            Err(error) => {
+                self.buffers.give_recv(buffer);
+                Err(error)
+            }
+        }
+    }
+
+    /// Hands the clear text that is there, in one piece, to `look`, which says how
+    /// many bytes of it are used up.
+    pub fn take<R>(&mut self, look: impl FnOnce(&[u8]) -> (usize, R)) -> R {
+        let mut inner = self.inner.borrow_mut();
+        let (used, result) = look(inner.chunk());
+        inner.consume(used);
+        if !inner.has_input() && inner.inbox.capacity() > 0 && (inner.tls.is_some() || used > 0) {
+            let empty = std::mem::take(&mut inner.inbox);
+            inner.inbox_at = 0;
+            self.buffers.give_recv(empty);
+        }
+        result
+    }
+
+    /// Whether clear text waits that nobody has looked at.
+    pub fn has_leftover(&mut self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        inner.has_input() || inner.has_plaintext()
+    }
+}
+
+/// The sending direction of a [`Transport`].
+pub struct Outgoing<'t> {
+    sender: &'t mut rt::Sender,
+    watch: &'t Registration,
+    inner: &'t RefCell<Inner>,
+    buffers: &'t FreeList,
+}
+
+impl Outgoing<'_> {
+    /// Encrypts one message from its slices. Nothing is sent before
+    /// [`flush`](Self::flush).
+    ///
+    /// # Errors
+    /// When the session has already failed.
+    pub fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
+        let mut inner = self.inner.borrow_mut();
+        match &mut inner.tls {
+            None => {
+                for slice in slices {
+                    inner.outbox.extend_from_slice(slice);
+                }
+                Ok(())
+            }
+            Some(tls) => {
+                let total: usize = slices.iter().map(|slice| slice.len()).sum();
+                let list: Vec<IoSlice<'_>> =
+                    slices.iter().map(|slice| IoSlice::new(slice)).collect();
+                // No limit is set on the session, so it takes all of it.
+                let written = tls.writer().write_vectored(&list)?;
+                debug_assert_eq!(written, total);
+                if written == total {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::WriteZero.into())
+                }
+            }
+        }
+    }
+
+    /// Whether something waits to be sent.
+    pub fn wants_send(&self) -> bool {
+        let inner = self.inner.borrow();
+        match &inner.tls {
+            None => !inner.outbox.is_empty(),
+            Some(tls) => tls.wants_write(),
+        }
+    }
+
+    /// Sends everything that was written.
+    ///
+    /// # Errors
+    /// `TimedOut` past `limit`, or as `send(2)`.
+    pub async fn flush(&mut self, limit: Duration) -> io::Result<()> {
+        self.watch.send_within(limit);
+        let sent = self.flush_once().await;
+        self.watch.send_done();
+        if self.watch.is_expired() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        sent
+    }
+
+    async fn flush_once(&mut self) -> io::Result<()> {
+        loop {
+            let mut buffer = self.buffers.take_send();
+            {
+                let mut inner = self.inner.borrow_mut();
+                let Inner { tls, outbox, .. } = &mut *inner;
+                match tls {
+                    None => std::mem::swap(outbox, &mut buffer),
+                    Some(tls) => {
+                        while tls.wants_write() {
+                            tls.write_tls(&mut buffer)?;
+                        }
+                    }
+                }
+            }
+            if buffer.is_empty() {
+                self.buffers.give_send(buffer);
+                return Ok(());
+            }
+            let (sent, buffer) = self.sender.send(buffer).await;
+            self.buffers.give_send(buffer);
+            sent?;
+        }
+    }
+
+    /// The peer's next bytes are due within `limit`: for a receive that is already
+    /// in flight when the time begins to run.
+    pub fn peer_must_answer_within(&self, limit: Duration) {
+        self.watch.recv_within(limit);
+    }
+
+    /// Whether the peer was found to have hung up.
+    pub fn peer_is_gone(&self) -> bool {
+        self.watch.is_hung_up()
+    }
+
+    /// Makes an unfinished message unmistakable: no close_notify, and a reset.
+    pub fn reset(&mut self) {
+        rt::reset_on_close(self.watch.fd());
+    }
+}

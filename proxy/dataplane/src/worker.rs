@@ -1,0 +1,252 @@
+//! [`Workers`]: one pinned thread per core, and its life.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use handoff::{Counter, Counters, Lane, Lifecycle, Phase, Published};
+use policy::{AddressBook, Snapshot};
+
+use crate::core::Core;
+use crate::ledger::Ledger;
+use crate::listener::{self, BoundListener, Cores};
+use crate::pool;
+use crate::rt::{self, Driver, DriverKind, Hatch, RuntimeError};
+use crate::tick;
+
+/// Everything that the workers are started with. `lanes` and `counters` have one
+/// entry per worker.
+pub struct Plan {
+    /// The CPU of each worker; `None` is not pinned. Its length is the number of workers.
+    pub cpus: Vec<Option<usize>>,
+    /// Which driver is asked for.
+    pub driver: Driver,
+    /// Sockets that listen.
+    pub listeners: Vec<BoundListener>,
+    /// Where configurations come from.
+    pub snapshots: Arc<Published<Snapshot>>,
+    /// Where addresses of upstreams come from.
+    pub addresses: Arc<Published<AddressBook>>,
+    /// Where audit records go.
+    pub lanes: Vec<Lane>,
+    /// What is counted.
+    pub counters: Vec<Arc<Counters>>,
+    /// When to drain and when to stop.
+    pub lifecycle: Arc<Lifecycle>,
+    /// A random number of this process, for request ids.
+    pub instance: u64,
+}
+
+/// The running workers.
+#[derive(Debug)]
+pub struct Workers {
+    threads: Vec<JoinHandle<()>>,
+    kind: DriverKind,
+}
+
+/// Why the workers could not be started.
+#[derive(Debug)]
+pub enum StartError {
+    /// The runtime.
+    Runtime(RuntimeError),
+    /// A thread, or a socket on its way to one.
+    Io(std::io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StartError::Runtime(error) => error.fmt(f),
+            StartError::Io(error) => write!(f, "a worker could not be started: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl From<std::io::Error> for StartError {
+    fn from(error: std::io::Error) -> Self {
+        StartError::Io(error)
+    }
+}
+
+impl Workers {
+    /// Starts every worker, and returns when all of them accept.
+    ///
+    /// # Errors
+    /// [`StartError`] when one of them cannot; the others are told to stop.
+    pub fn start(plan: Plan) -> Result<Self, StartError> {
+        // Decided once: a descriptor that is handed over must suit every driver.
+        let kind = rt::choose(plan.driver).map_err(StartError::Runtime)?;
+        let mut hatches = Vec::new();
+        let mut openings = Vec::new();
+        for _ in &plan.cpus {
+            let (sender, receiver) = rt::hatch()?;
+            hatches.push(sender);
+            openings.push(receiver);
+        }
+        let cores = Cores::new(hatches);
+        let names: Arc<[Arc<str>]> = plan
+            .listeners
+            .iter()
+            .map(|listener| Arc::clone(&listener.name))
+            .collect();
+        let (ready, started) = mpsc::channel::<Result<(), RuntimeError>>();
+        let mut threads = Vec::new();
+        let parts = plan
+            .cpus
+            .iter()
+            .zip(openings)
+            .zip(plan.lanes)
+            .zip(&plan.counters);
+        for (index, (((cpu, opening), lane), counters)) in parts.enumerate() {
+            let mut sockets = Vec::new();
+            for listener in &plan.listeners {
+                sockets.push(listener.socket.try_clone()?);
+            }
+            let worker = Worker {
+                index,
+                sockets,
+                opening,
+                cores: Arc::clone(&cores),
+                names: Arc::clone(&names),
+                snapshots: Arc::clone(&plan.snapshots),
+                addresses: Arc::clone(&plan.addresses),
+                lane,
+                counters: Arc::clone(counters),
+                lifecycle: Arc::clone(&plan.lifecycle),
+                instance: plan.instance,
+            };
+            let cpu = *cpu;
+            let ready = ready.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || {
+                    if let Some(id) = cpu
+                        && !core_affinity::set_for_current(core_affinity::CoreId { id })
+                    {
+                        tracing::warn!(cpu = id, "cannot pin worker {index} to this CPU; it runs unpinned. Check `cpus` against the CPUs that the process may use");
+                    }
+                    let lifecycle = Arc::clone(&worker.lifecycle);
+                    let told = ready.clone();
+                    let ran = rt::run(kind, worker.live(kind, told));
+                    lifecycle.worker_gone();
+                    if let Err(error) = ran {
+                        let _ = ready.send(Err(error));
+                    }
+                })?;
+            threads.push(thread);
+        }
+        drop(ready);
+        for _ in 0..threads.len() {
+            match started.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    plan.lifecycle.advance(Phase::Stopping);
+                    return Err(StartError::Runtime(error));
+                }
+                Err(_) => {
+                    plan.lifecycle.advance(Phase::Stopping);
+                    return Err(StartError::Io(std::io::Error::other(
+                        "a worker ended while starting",
+                    )));
+                }
+            }
+        }
+        Ok(Self { threads, kind })
+    }
+
+    /// The driver that runs.
+    pub fn driver(&self) -> DriverKind {
+        self.kind
+    }
+
+    /// Waits until every worker has ended. `false` if one of them panicked.
+    pub fn join(self) -> bool {
+        self.threads.into_iter().all(|thread| thread.join().is_ok())
+    }
+}
+
+/// One worker, before it is on its thread.
+struct Worker {
+    index: usize,
+    sockets: Vec<std::net::TcpListener>,
+    opening: std::os::unix::net::UnixDatagram,
+    cores: Arc<Cores>,
+    names: Arc<[Arc<str>]>,
+    snapshots: Arc<Published<Snapshot>>,
+    addresses: Arc<Published<AddressBook>>,
+    lane: Lane,
+    counters: Arc<Counters>,
+    lifecycle: Arc<Lifecycle>,
+    instance: u64,
+}
+
+impl Worker {
+    async fn live(self, kind: DriverKind, ready: mpsc::Sender<Result<(), RuntimeError>>) {
+        let core = Core::new(
+            self.index,
+            Arc::clone(&self.counters),
+            self.snapshots.reader(),
+            self.addresses.reader(),
+            Ledger::new(self.lane, self.counters),
+            self.instance,
+        );
+        let mut stops = Vec::new();
+        let accepting = Rc::new(std::cell::Cell::new(self.sockets.len()));
+        for (index, socket) in self.sockets.into_iter().enumerate() {
+            match rt::Listener::new(socket, kind) {
+                Ok(listener) => {
+                    stops.push(listener.stop_handle());
+                    let (core, cores, names) = (
+                        Rc::clone(&core),
+                        Arc::clone(&self.cores),
+                        Arc::clone(&self.names),
+                    );
+                    let accepting = Rc::clone(&accepting);
+                    rt::spawn(async move {
+                        listener::accept(core, cores, names, index as u32, listener).await;
+                        accepting.set(accepting.get() - 1);
+                    });
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(RuntimeError::Epoll(error)));
+                    return;
+                }
+            }
+        }
+        match Hatch::new(self.opening, kind) {
+            Ok(hatch) => rt::spawn(listener::take_in(
+                Rc::clone(&core),
+                self.cores,
+                self.names,
+                hatch,
+            )),
+            Err(error) => {
+                let _ = ready.send(Err(RuntimeError::Epoll(error)));
+                return;
+            }
+        }
+        let _ = ready.send(Ok(()));
+        drop(ready);
+        loop {
+            rt::sleep(tick::PERIOD).await;
+            let phase = self.lifecycle.phase();
+            core.on_tick(phase >= Phase::Draining);
+            match phase {
+                Phase::Serving => pool::keep_warm(&core),
+                Phase::Draining => {
+                    for stop in stops.drain(..) {
+                        stop.stop();
+                    }
+                    if accepting.get() == 0 && core.counters.get(Counter::connections_open) == 0 {
+                        break;
+                    }
+                }
+                Phase::Stopping => break,
+            }
+        }
+        core.ledger.flush();
+    }
+}
