@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
@@ -27,6 +27,7 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+use super::error::List;
 use super::store::{CERT_BYTES_MAX, KEY_BYTES_MAX, Privacy, read_bounded, read_certificates};
 use super::verify::UpstreamVerifier;
 use super::x509;
@@ -381,6 +382,60 @@ impl LoadedKey {
     pub fn covers(&self, host: &str) -> bool {
         covers(&self.names, host)
     }
+
+    /// What clients will not like about it, for `check`; empty if there is nothing. Callers may
+    /// still serve it: clients differ in what they accept.
+    pub fn concerns(&self, hosts: &[String], now: SystemTime) -> Vec<String> {
+        let mut concerns = Vec::new();
+        let uncovered: Vec<String> = hosts
+            .iter()
+            .filter(|host| !self.covers(host))
+            .cloned()
+            .collect();
+        if !uncovered.is_empty() {
+            concerns.push(format!(
+                "the certificate is not valid for {}; it names {}",
+                List(&uncovered),
+                List(&self.names)
+            ));
+        }
+        if now >= self.not_after {
+            concerns.push(format!(
+                "the certificate expired on {}",
+                x509::day(self.not_after)
+            ));
+        } else if now + EXPIRY_NOTICE >= self.not_after {
+            concerns.push(format!(
+                "the certificate expires on {}",
+                x509::day(self.not_after)
+            ));
+        }
+        if now < self.not_before {
+            concerns.push(format!(
+                "the certificate is not valid before {}; check the clock",
+                x509::day(self.not_before)
+            ));
+        }
+        let chain = &self.certified.cert;
+        let broken =
+            (1..chain.len()).find(|index| !x509::is_issued_by(&chain[index - 1], &chain[*index]));
+        if let Some(index) = broken {
+            concerns.push(format!(
+                "certificate number {} of the chain did not issue number {index}; put each \
+                 certificate's issuer behind it",
+                index + 1,
+            ));
+        } else if let [only] = chain.as_slice()
+            && !x509::is_issued_by(only, only)
+        {
+            concerns.push(
+                "the certificate comes without the certificate of its issuer, which many clients \
+                 need; append it to the file"
+                    .to_owned(),
+            );
+        }
+        concerns
+    }
 }
 
 impl fmt::Debug for LoadedKey {
@@ -594,6 +649,9 @@ fn contains(hay: &[u8], needle: &[u8]) -> bool {
 
 /// The only protocol, on both sides (RFC 7301's registry).
 const ALPN: &[u8] = b"http/1.1";
+
+/// A certificate from a file that ends sooner is worth a word: nobody here renews it.
+const EXPIRY_NOTICE: Duration = Duration::from_secs(14 * 86_400);
 
 const VERSIONS: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 

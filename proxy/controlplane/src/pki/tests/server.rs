@@ -128,7 +128,7 @@ fn the_client_gets_a_certificate_that_it_can_verify() {
                 x509_parser::public_key::PublicKey::EC(_) => SignatureAlgorithm::ECDSA,
                 _ => panic!("neither"),
             };
-            (algorithm, x509::facts(leaf).unwrap().dns_names[0].clone())
+            (algorithm, x509::facts(leaf).unwrap().dns_names.join(" "))
         })
     };
     let api = "api.example.com";
@@ -146,7 +146,7 @@ fn the_client_gets_a_certificate_that_it_can_verify() {
     );
     assert_eq!(
         served(None, "b.v1.example.com").unwrap().1,
-        "*.v1.example.com"
+        "www.example.com *.v1.example.com"
     );
     assert!(matches!(
         served(Some(ONLY_ED25519), api),
@@ -301,6 +301,23 @@ fn keys_from_files_are_loaded_or_refused_with_the_cure() {
         assert!(loaded.covers("*.w.example.com"));
         assert!(!loaded.covers("w.example.com") && !loaded.covers("x.y.w.example.com"));
         assert!(!loaded.covers("*.example.com"));
+        let now = std::time::SystemTime::now();
+        assert_eq!(
+            loaded.concerns(&strings(&[host, "x.w.example.com"]), now),
+            [""; 0]
+        );
+        for (hosts, when, says) in [
+            (["w.example.com"], now, "is not valid for w.example.com"),
+            ([host], now + 20 * super::DAY, "expires on"),
+            ([host], now + 31 * super::DAY, "expired on"),
+            ([host], now - super::DAY, "not valid before"),
+        ] {
+            let concerns = loaded.concerns(&strings(&hosts), when);
+            assert!(
+                concerns.len() == 1 && concerns[0].contains(says),
+                "{concerns:?}"
+            );
+        }
         let server = server_config(vec![loaded.certified], &ServerTls::default()).unwrap();
         handshake(&Arc::new(client(&ca, &TLS12)), &server, host).unwrap();
     }
@@ -335,6 +352,26 @@ fn keys_from_files_are_loaded_or_refused_with_the_cure() {
     .map(path);
 
     load_certified_key(&both, &both, false).unwrap();
+    let now = std::time::SystemTime::now();
+    for (content, says) in [
+        (
+            chain[..second].to_owned(),
+            "without the certificate of its issuer",
+        ),
+        (
+            format!("{}{}", &chain[..second], ca.authority.root_pem()),
+            "did not issue number 1",
+        ),
+    ] {
+        let odd = write("odd.pem", &content);
+        let concerns = load_certified_key(&odd, &key, false)
+            .unwrap()
+            .concerns(&[], now);
+        assert!(
+            concerns.len() == 1 && concerns[0].contains(says),
+            "{concerns:?}"
+        );
+    }
     load_certified_key(&pem, &open, true).unwrap();
     for (pem, key, file, says) in [
         (&pem, &other, &other, "does not belong to the certificate"),

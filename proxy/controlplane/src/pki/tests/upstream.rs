@@ -42,6 +42,8 @@ fn connect(roots: &Roots, own: &OwnCa, server: &Arc<ServerConfig>) -> Outcome {
     match handshake(&client, server, API) {
         Ok(_) => Outcome::Accepted,
         Err(Failed::Client(err)) if own_ca_refused(&err).is_some() => {
+            // Whoever only prints it tells the operator, too.
+            assert!(err.to_string().contains("back to this proxy"), "{err}");
             // As the data plane meets it: inside an I/O error.
             let wrapped = std::io::Error::new(std::io::ErrorKind::InvalidData, err);
             let refused = own_ca_refused(&wrapped).unwrap();
