@@ -1,0 +1,150 @@
+//! [`Draft`]: the configuration as it was decided, before anything was read.
+//!
+//! Made by [`check`](super::check) from a [`File`](super::File) alone; every
+//! default is filled in, every preset expanded, every name resolved to what it
+//! names. What is left to [`resolve`](super::resolve) is I/O: certificates, CA
+//! files, secrets.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use policy::upstream::UpstreamLimits;
+use policy::{Callers, Endpoint, Injection, Listener, ServerLimits};
+use rustls::pki_types::ServerName;
+
+use super::report::Place;
+use super::settings::Settings;
+use crate::credentials::SecretRef;
+
+/// Everything that can be decided without reading another file.
+#[derive(Debug)]
+pub struct Draft {
+    /// Where callers connect.
+    pub listeners: Vec<Listener>,
+    /// Virtual hosts, each with its routes.
+    pub hosts: Vec<HostDraft>,
+    /// Third-party APIs that a route leads to.
+    pub upstreams: Vec<UpstreamDraft>,
+    /// Keys that a route writes.
+    pub credentials: Vec<CredentialDraft>,
+    /// Times and bounds towards callers.
+    pub limits: ServerLimits,
+    /// The process's own settings.
+    pub settings: Settings,
+    /// `[server] user`, for messages.
+    pub user_place: Option<Place>,
+    /// `[ca]`, for messages; `None` when it is not in the file.
+    pub ca_place: Option<Place>,
+    /// Whether a resolver is asked over TLS.
+    pub dns_tls: bool,
+}
+
+/// A virtual host.
+#[derive(Debug)]
+pub struct HostDraft {
+    /// Lower case; `*.x` possible.
+    pub name: String,
+    /// Names of listeners; empty is all.
+    pub listeners: Vec<String>,
+    /// Where its certificates come from.
+    pub certificates: Certificates,
+    /// The CAs of its callers' certificates.
+    pub client_ca: Option<PathBuf>,
+    /// Whether its private key may be world-readable.
+    pub allow_world_readable: bool,
+    /// Its section, or the route that names it.
+    pub place: Place,
+    /// Its routes, in the order of the file.
+    pub routes: Vec<RouteDraft>,
+}
+
+/// Where a host's certificates come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Certificates {
+    /// None: it is served in clear text only.
+    None,
+    /// The internal CA.
+    Ca,
+    /// Files: chain and private key.
+    Files(Vec<(PathBuf, PathBuf)>),
+}
+
+/// A route of one host.
+#[derive(Debug, Clone)]
+pub struct RouteDraft {
+    /// Its name; the routes of one `[[route]]` share it.
+    pub name: String,
+    /// See [`policy::Route::path`].
+    pub path: String,
+    /// Upper case; empty is all.
+    pub methods: Vec<String>,
+    /// Who may use it.
+    pub callers: Callers,
+    /// Index into [`Draft::upstreams`].
+    pub upstream: usize,
+    /// Index into [`Draft::credentials`], and how that key is written here.
+    pub credential: Option<(usize, Injection)>,
+    /// See [`policy::Route::upstream_path`].
+    pub upstream_path: Option<String>,
+    /// Headers that are removed.
+    pub strip_fields: Vec<String>,
+    /// Query parameters that are removed.
+    pub strip_params: Vec<String>,
+    /// Query parameters that stay.
+    pub keep_params: Vec<String>,
+    /// Whether cookies are removed.
+    pub strip_cookies: bool,
+    /// Lower case.
+    pub upgrades: Vec<String>,
+    /// Endpoints that read or make keys.
+    pub refused: Vec<Endpoint>,
+    /// Whether a place on the audit trail is needed.
+    pub audit_required: bool,
+    /// `u64::MAX` is no limit.
+    pub body_bytes_max: u64,
+    /// Its own limit, or its preset's.
+    pub response_head_timeout: Option<Duration>,
+    /// Its `[[route]]`.
+    pub place: Place,
+}
+
+/// A third-party API.
+#[derive(Debug, Clone)]
+pub struct UpstreamDraft {
+    /// The name of its section, or its host.
+    pub name: String,
+    /// Lower case.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// What its certificate must be good for.
+    pub tls_name: ServerName<'static>,
+    /// Used in place of a look-up.
+    pub addresses: Vec<SocketAddr>,
+    /// Roots that are trusted in place of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether a look-up may lead to private addresses.
+    pub allow_private: bool,
+    /// Times and bounds.
+    pub limits: UpstreamLimits,
+    /// Its section, or the route that implies it.
+    pub place: Place,
+    /// Where `ca_file` stands.
+    pub ca_place: Option<Place>,
+    /// Where each address stands.
+    pub address_places: Vec<Place>,
+}
+
+/// A key, by reference.
+#[derive(Debug, Clone)]
+pub struct CredentialDraft {
+    /// The name of its section, or of the route that holds the reference.
+    pub name: String,
+    /// Where it is.
+    pub reference: SecretRef,
+    /// Whether its file may be world-readable.
+    pub allow_world_readable: bool,
+    /// Where the reference stands.
+    pub place: Place,
+}

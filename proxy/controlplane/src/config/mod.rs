@@ -1,0 +1,32 @@
+//! The configuration: what the operator typed, what it means, and what is
+//! wrong with it.
+//!
+//! The way is [`load`] -> [`resolve`] (which calls [`check`]) -> a
+//! [`policy::Snapshot`] and [`Settings`]. The written and the resolved form are
+//! apart: [`File`] has the operator's words with their places, the snapshot has
+//! nothing optional left.
+//!
+//! Promise: no text that comes from here shows a value that may be a key. What
+//! is deliberately missing: watching files, which is the office's.
+
+mod check;
+mod draft;
+mod file;
+mod presets;
+mod report;
+mod resolve;
+mod settings;
+mod shape;
+mod written;
+
+pub use check::check;
+pub use draft::Draft;
+pub use file::{Driver, File, LogFormat, LogLevel, MemoryLock, load};
+pub use presets::{Preset, PresetHost};
+pub use report::{Place, Problem, Report, Severity};
+pub use resolve::{Purpose, ResolveContext, Resolved, resolve, resolve_at};
+pub use settings::{AuditSettings, LogSettings, Settings};
+pub use written::Workers;
+
+#[cfg(test)]
+mod tests;

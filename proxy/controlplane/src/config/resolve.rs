@@ -1,0 +1,1066 @@
+//! [`resolve`]: from a [`File`] to a [`Snapshot`], reading what the file points at.
+//!
+//! Blocks: it reads keys, certificates and CA files. Nothing of what is in force
+//! changes when it fails; the caller keeps the old snapshot.
+//!
+//! A [`ResolveContext`] carries what must outlive a reload: the numbers of
+//! upstreams and credentials (pools are found by them), ticket keys, issued
+//! certificates, the sessions of upstreams, the loop token.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::socket::SockaddrStorage;
+use policy::upstream::CredentialId;
+use policy::{
+    Credential, Injection, Route, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
+};
+use rustls::ClientConfig;
+use rustls::sign::CertifiedKey;
+use sha2::{Digest, Sha256};
+use wire::names::{NameSet, ParamSet};
+
+use super::check::check;
+use super::draft::{Certificates, CredentialDraft, Draft, HostDraft, RouteDraft, UpstreamDraft};
+use super::file::File;
+use super::report::{Problem, Report, quote};
+use super::settings::Settings;
+use crate::credentials::{self, ServiceUser, SourceError, SourcePolicy};
+use crate::names::{Name, OwnAddresses};
+use crate::pki::authority::Ensured;
+use crate::pki::{
+    Authority, KeyType, LeafStore, OwnCa, Roots, ServerTls, Ticketers, client_config,
+    load_certified_key, server_config,
+};
+
+/// Shorter keys can be guessed, and are hard to tell from chance in a response.
+const SECRET_BYTES_SHORT: usize = 16;
+
+/// `check` warns about a certificate that ends within this time.
+const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
+
+/// Random bytes of the loop token: two instances must not share one by chance.
+const LOOP_TOKEN_BYTES: usize = 12;
+
+/// What is in force after a successful [`resolve`].
+#[derive(Debug)]
+pub struct Resolved {
+    /// For the workers.
+    pub snapshot: Snapshot,
+    /// For the process.
+    pub settings: Settings,
+    /// Upstreams without written addresses, for the resolver.
+    pub names: Vec<Name>,
+    /// Addresses that no upstream's name may lead to.
+    pub own_addresses: OwnAddresses,
+    /// What should be looked at, though it does not stop anything.
+    pub warnings: Report,
+    /// When a certificate of the internal CA is due to be made anew: resolve
+    /// again then. `None` without such certificates.
+    pub next_renewal: Option<SystemTime>,
+}
+
+/// What a [`resolve`] is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve. A new intermediate certificate is made where the hosts need one.
+    Serve,
+    /// To look only, as `claviger check` and `claviger explain` do: nothing is written.
+    Look,
+}
+
+/// What outlives a reload.
+pub struct ResolveContext {
+    purpose: Purpose,
+    generation: u64,
+    loop_token: String,
+    /// Definition of an upstream to its number. Only those in force are kept; a
+    /// number is never given twice, so a definition that comes back gets another.
+    upstream_ids: HashMap<String, UpstreamId>,
+    upstream_next: u64,
+    credential_ids: HashMap<String, CredentialId>,
+    credential_next: u64,
+    /// With their session caches, by definition; for the own CA that they refuse.
+    clients: HashMap<String, (OwnCa, Arc<ClientConfig>)>,
+    ticketers: Ticketers,
+    leaves: Option<(PathBuf, LeafStore)>,
+    /// Kept, so that equal settings are recognised as equal.
+    dns_client: Option<Arc<ClientConfig>>,
+    system_roots: Option<Roots>,
+}
+
+impl std::fmt::Debug for ResolveContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ResolveContext(generation {})", self.generation)
+    }
+}
+
+impl ResolveContext {
+    /// For a process that serves.
+    pub fn new() -> Self {
+        Self::with_purpose(Purpose::Serve)
+    }
+
+    /// For a process that looks only.
+    pub fn to_look() -> Self {
+        Self::with_purpose(Purpose::Look)
+    }
+
+    fn with_purpose(purpose: Purpose) -> Self {
+        let mut bytes = [0; LOOP_TOKEN_BYTES];
+        // The token is no secret; it only has to differ from other instances'.
+        if getrandom::fill(&mut bytes).is_err() {
+            let now = SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .unwrap_or_default();
+            let mixed = Sha256::digest(format!("{}.{}", now.as_nanos(), std::process::id()));
+            bytes.copy_from_slice(&mixed[..LOOP_TOKEN_BYTES]);
+        }
+        let mut loop_token = String::new();
+        for byte in bytes {
+            let _ = write!(loop_token, "{byte:02x}");
+        }
+        // RFC 8586: a pseudonym is a token. A letter first, for parsers that want one.
+        loop_token.insert(0, 'c');
+        Self {
+            purpose,
+            generation: 0,
+            loop_token,
+            upstream_ids: HashMap::new(),
+            upstream_next: 0,
+            credential_ids: HashMap::new(),
+            credential_next: 0,
+            clients: HashMap::new(),
+            ticketers: Ticketers::new(),
+            leaves: None,
+            dns_client: None,
+            system_roots: None,
+        }
+    }
+
+    /// This instance's mark in `CDN-Loop`.
+    pub fn loop_token(&self) -> &str {
+        &self.loop_token
+    }
+}
+
+impl Default for ResolveContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Checks the file, reads what it points at, and builds the snapshot.
+///
+/// # Errors
+/// Every problem that was found, warnings included.
+pub fn resolve(file: &File, context: &mut ResolveContext) -> Result<Resolved, Report> {
+    resolve_at(file, context, SystemTime::now())
+}
+
+/// [`resolve`] at a given time, which certificates are judged by.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn resolve_at(
+    file: &File,
+    context: &mut ResolveContext,
+    now: SystemTime,
+) -> Result<Resolved, Report> {
+    let (draft, report) = check(file);
+    let mut resolver = Resolver {
+        context,
+        now,
+        report,
+        watch: Vec::new(),
+        own_ca: OwnCa::none(),
+        served: Vec::new(),
+    };
+    // All of it is read even if some of it is wrong, so that everything is said at once.
+    resolver.addresses(&draft);
+    let credentials = resolver.credentials(&draft);
+    let keys = resolver.certificates(&draft);
+    let upstreams = resolver.upstreams(&draft);
+    let dns_tls = if draft.dns_tls {
+        resolver.dns_client()
+    } else {
+        None
+    };
+    if resolver.report.has_errors() {
+        return Err(resolver.failed());
+    }
+    let result = resolver.build(draft, credentials, keys, upstreams, dns_tls);
+    result.map_err(|mut report| {
+        report.sort();
+        report
+    })
+}
+
+struct Resolver<'c> {
+    context: &'c mut ResolveContext,
+    now: SystemTime,
+    report: Report,
+    watch: Vec<PathBuf>,
+    own_ca: OwnCa,
+    /// Keys from certificate files that we serve.
+    served: Vec<Arc<CertifiedKey>>,
+}
+
+/// A key as each injection writes it.
+type Credentials = HashMap<(usize, String), Arc<Credential>>;
+
+/// An upstream with its definition.
+struct ReadyUpstream {
+    definition: String,
+    tls: Arc<ClientConfig>,
+}
+
+/// A virtual host's certificates and callers' CAs.
+struct ReadyHost {
+    keys: Vec<Arc<CertifiedKey>>,
+    client_ca: Option<(Arc<rustls::RootCertStore>, String)>,
+}
+
+impl Resolver<'_> {
+    fn push(&mut self, problem: Problem) {
+        self.report.push(problem);
+    }
+
+    fn failed(&mut self) -> Report {
+        let mut report = std::mem::take(&mut self.report);
+        report.sort();
+        report
+    }
+
+    /// Static addresses that are another address of this machine, where we listen
+    /// on all of them.
+    fn addresses(&mut self, draft: &Draft) {
+        let ports: HashSet<u16> = draft
+            .listeners
+            .iter()
+            .flat_map(|listener| &listener.addresses)
+            .filter(|address| address.ip().is_unspecified())
+            .map(SocketAddr::port)
+            .collect();
+        if ports.is_empty() {
+            return;
+        }
+        let machine = machine_addresses();
+        for upstream in &draft.upstreams {
+            for (address, place) in upstream.addresses.iter().zip(&upstream.address_places) {
+                let ip = address.ip().to_canonical();
+                // Loopback was compared without looking at the machine.
+                if ports.contains(&address.port()) && machine.contains(&ip) && !ip.is_loopback() {
+                    self.report.push(
+                        Problem::error(format!("{address} is an address of this machine, and our own listener is there: requests would go round in a circle"))
+                            .at(place.clone())
+                            .cure("write the address of the API itself"),
+                    );
+                }
+            }
+        }
+    }
+
+    // ---- Keys --------------------------------------------------------------
+
+    fn credentials(&mut self, draft: &Draft) -> Credentials {
+        let user = self.service_user(draft);
+        let mut wanted: BTreeMap<usize, Vec<&Injection>> = BTreeMap::new();
+        for (index, injection) in draft
+            .hosts
+            .iter()
+            .flat_map(|host| &host.routes)
+            .filter_map(|route| route.credential.as_ref())
+        {
+            let injections = wanted.entry(*index).or_default();
+            if !injections.contains(&injection) {
+                injections.push(injection);
+            }
+        }
+        let mut ready = Credentials::new();
+        for (index, injections) in wanted {
+            let Some(credential) = draft.credentials.get(index) else {
+                continue;
+            };
+            self.credential(credential, index, &injections, user.as_ref(), &mut ready);
+        }
+        ready
+    }
+
+    fn credential(
+        &mut self,
+        draft: &CredentialDraft,
+        index: usize,
+        injections: &[&Injection],
+        user: Option<&ServiceUser>,
+        ready: &mut Credentials,
+    ) {
+        self.watch.extend(draft.reference.path());
+        let policy = SourcePolicy {
+            allow_world_readable: draft.allow_world_readable,
+        };
+        let fetched = match credentials::fetch(&draft.reference, &policy) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                let problem = source_problem(
+                    &format!("the key of {} cannot be used", quote(&draft.name)),
+                    &error,
+                );
+                self.push(problem.at(draft.place.clone()));
+                return;
+            }
+        };
+        // Root reads everything; the service reads it again after a rotation.
+        if let (Some(user), Some(path)) = (user, &fetched.watch)
+            && let Err(error) = credentials::readable_by(path, user.uid, &user.gids)
+        {
+            let problem = source_problem(
+                &format!("the key of {} could not be read again", quote(&draft.name)),
+                &error,
+            );
+            self.push(problem.at(draft.place.clone()));
+        }
+        if fetched.secret.len() < SECRET_BYTES_SHORT {
+            self.push(
+                Problem::warning(format!("the key of {} is shorter than {SECRET_BYTES_SHORT} bytes", quote(&draft.name)))
+                    .at(draft.place.clone())
+                    .cure("see whether the right file is named; a key that short can be guessed, and may not be found when it comes back in a response"),
+            );
+        }
+        for injection in injections {
+            match Credential::new(
+                &draft.name,
+                &fetched.version,
+                (*injection).clone(),
+                &fetched.secret,
+            ) {
+                Ok(credential) => {
+                    ready.insert((index, injection.describe()), Arc::new(credential));
+                }
+                Err(error) => self.push(
+                    Problem::error(format!(
+                        "the key of {} cannot be written: {error}",
+                        quote(&draft.name)
+                    ))
+                    .at(draft.place.clone()),
+                ),
+            }
+        }
+    }
+
+    /// The user that will have to read keys again, if that is not ourselves.
+    fn service_user(&mut self, draft: &Draft) -> Option<ServiceUser> {
+        let name = draft.settings.user.as_ref()?;
+        match credentials::service_user(name, draft.settings.group.as_deref()) {
+            Ok(user) => nix::unistd::geteuid().is_root().then_some(user),
+            Err(error) => {
+                let problem = source_problem("the service cannot become its user", &error);
+                self.push(match &draft.user_place {
+                    Some(place) => problem.at(place.clone()),
+                    None => problem,
+                });
+                None
+            }
+        }
+    }
+
+    // ---- Certificates ------------------------------------------------------
+
+    fn certificates(&mut self, draft: &Draft) -> HashMap<String, ReadyHost> {
+        let ca_hosts: Vec<&HostDraft> = draft
+            .hosts
+            .iter()
+            .filter(|host| host.certificates == Certificates::Ca)
+            .collect();
+        let mut ready = HashMap::new();
+        for host in &draft.hosts {
+            let mut keys = Vec::new();
+            if let Certificates::Files(files) = &host.certificates {
+                for (chain, key) in files {
+                    keys.extend(self.certificate(host, chain, key));
+                }
+            }
+            let client_ca = host
+                .client_ca
+                .as_ref()
+                .and_then(|path| self.client_ca(host, path));
+            self.served.extend(keys.iter().cloned());
+            ready.insert(host.name.clone(), ReadyHost { keys, client_ca });
+        }
+        let issued = self.issued(draft, &ca_hosts);
+        for (host, key) in issued {
+            if let Some(ready) = ready.get_mut(&host) {
+                ready.keys.push(key);
+            }
+        }
+        ready
+    }
+
+    fn certificate(
+        &mut self,
+        host: &HostDraft,
+        chain: &Path,
+        key: &Path,
+    ) -> Option<Arc<CertifiedKey>> {
+        self.watch.push(chain.to_owned());
+        self.watch.push(key.to_owned());
+        match load_certified_key(chain, key, host.allow_world_readable) {
+            Ok(loaded) => {
+                if !loaded.covers(&host.name) {
+                    self.push(
+                        Problem::error(format!(
+                            "the certificate {} is not good for {}",
+                            chain.display(),
+                            quote(&host.name)
+                        ))
+                        .at(host.place.clone())
+                        .cure(
+                            "name a certificate that holds this name, or use certificate = \"ca\"",
+                        ),
+                    );
+                }
+                if loaded.not_after <= self.now {
+                    self.push(
+                        Problem::warning(format!(
+                            "the certificate {} has expired",
+                            chain.display()
+                        ))
+                        .at(host.place.clone())
+                        .cure("put a new one in its place; it is read as soon as it is there"),
+                    );
+                } else if loaded.not_after <= self.now + EXPIRY_WARNING {
+                    self.push(
+                        Problem::warning(format!(
+                            "the certificate {} expires within two weeks",
+                            chain.display()
+                        ))
+                        .at(host.place.clone())
+                        .cure("put a new one in its place; it is read as soon as it is there"),
+                    );
+                }
+                Some(loaded.certified)
+            }
+            Err(error) => {
+                self.push(
+                    Problem::error(format!(
+                        "the certificate of {} cannot be used: {error}",
+                        quote(&host.name)
+                    ))
+                    .at(host.place.clone()),
+                );
+                None
+            }
+        }
+    }
+
+    fn client_ca(
+        &mut self,
+        host: &HostDraft,
+        path: &Path,
+    ) -> Option<(Arc<rustls::RootCertStore>, String)> {
+        self.watch.push(path.to_owned());
+        match Roots::file(path) {
+            Ok(roots) => Some((roots.client_ca_store(), digest_of(path))),
+            Err(error) => {
+                self.push(
+                    Problem::error(format!(
+                        "`client_ca` of {} cannot be used: {error}",
+                        quote(&host.name)
+                    ))
+                    .at(host.place.clone()),
+                );
+                None
+            }
+        }
+    }
+
+    /// Certificates of the internal CA, one for each host that takes one.
+    fn issued(&mut self, draft: &Draft, hosts: &[&HostDraft]) -> Vec<(String, Arc<CertifiedKey>)> {
+        let dir = &draft.settings.ca_dir;
+        let mut authority = match Authority::load(dir) {
+            Ok(authority) => authority,
+            // Nobody asked for one.
+            Err(_) if hosts.is_empty() && draft.ca_place.is_none() => return Vec::new(),
+            Err(error) => {
+                let names = hosts
+                    .iter()
+                    .map(|host| quote(&host.name))
+                    .collect::<Vec<_>>()
+                    .join(", ");
+                let problem = Problem::error(if hosts.is_empty() {
+                    format!("the internal CA cannot be used: {error}")
+                } else {
+                    format!("no certificate for {names}: {error}")
+                });
+                let place = draft
+                    .ca_place
+                    .as_ref()
+                    .or(hosts.first().map(|host| &host.place));
+                let problem = match place {
+                    Some(place) => problem.at(place.clone()),
+                    None => problem,
+                };
+                self.push(problem.cure(format!(
+                    "run `claviger ca init` for these hosts (the CA is expected in {}), or write [host.NAME] with certificate and private_key",
+                    dir.display()
+                )));
+                return Vec::new();
+            }
+        };
+        self.own_ca = authority.own_ca();
+        let names: Vec<String> = hosts.iter().map(|host| host.name.clone()).collect();
+        let coverage = authority.coverage(&names);
+        if !coverage.is_reachable() {
+            for host in hosts {
+                let outside = coverage.outside_root.contains(&host.name);
+                let invalid = coverage.invalid.iter().find(|(name, _)| *name == host.name);
+                if outside {
+                    self.push(
+                        Problem::error(format!(
+                            "{} is outside the domains that the internal CA's root permits ({})",
+                            quote(&host.name),
+                            authority.permitted().join(", ")
+                        ))
+                        .at(host.place.clone())
+                        .cure("make a new root with `claviger ca init --force --permit ...` for all domains, and let every machine trust it; or write [host.NAME] with certificate and private_key"),
+                    );
+                }
+                if let Some((_, why)) = invalid {
+                    self.push(
+                        Problem::error(format!("no certificate for {}: {why}", quote(&host.name)))
+                            .at(host.place.clone()),
+                    );
+                }
+            }
+            return Vec::new();
+        }
+        if hosts.is_empty() {
+            return Vec::new();
+        }
+        if !self.intermediate(
+            &mut authority,
+            &names,
+            hosts,
+            &coverage.outside_intermediate,
+        ) {
+            return Vec::new();
+        }
+        let store = match authority.leaf_issuer() {
+            Ok(issuer) => match &mut self.context.leaves {
+                Some((known, store)) if known == dir => {
+                    store.replace_issuer(issuer);
+                    store
+                }
+                leaves => &mut leaves.insert((dir.clone(), LeafStore::new(issuer))).1,
+            },
+            Err(error) => {
+                self.report.push(
+                    Problem::error(format!("the internal CA cannot issue: {error}"))
+                        .at(hosts[0].place.clone()),
+                );
+                return Vec::new();
+            }
+        };
+        let mut issued = Vec::new();
+        for host in hosts {
+            match store.leaf(
+                std::slice::from_ref(&host.name),
+                KeyType::default(),
+                self.now,
+            ) {
+                Ok(key) => issued.push((host.name.clone(), key)),
+                Err(error) => self.report.push(
+                    Problem::error(format!("no certificate for {}: {error}", quote(&host.name)))
+                        .at(host.place.clone()),
+                ),
+            }
+        }
+        issued
+    }
+
+    /// Sees to an intermediate that permits the hosts. `false` when leaves cannot be made.
+    fn intermediate(
+        &mut self,
+        authority: &mut Authority,
+        names: &[String],
+        hosts: &[&HostDraft],
+        outside: &[String],
+    ) -> bool {
+        if self.context.purpose == Purpose::Look {
+            if outside.is_empty() {
+                return true;
+            }
+            // `run` makes the intermediate anew; here nothing is written.
+            let shown = outside
+                .iter()
+                .map(|name| quote(name))
+                .collect::<Vec<_>>()
+                .join(", ");
+            self.push(
+                Problem::warning(format!("the intermediate certificate does not permit {shown} yet"))
+                    .at(hosts[0].place.clone())
+                    .cure("`claviger run` makes it anew where root.key is present; no caller needs to trust anything anew"),
+            );
+            return false;
+        }
+        match authority.ensure_intermediate(names, self.now) {
+            Ok(Ensured::KeptButDue { why, .. }) => {
+                self.push(Problem::warning(format!(
+                    "the intermediate certificate is due to be made anew, which failed: {why}"
+                )));
+            }
+            Ok(_) => {}
+            Err(error) => {
+                self.push(
+                    Problem::error(format!("the internal CA cannot issue: {error}"))
+                        .at(hosts[0].place.clone()),
+                );
+                return false;
+            }
+        }
+        self.own_ca = authority.own_ca();
+        true
+    }
+
+    // ---- Upstreams ---------------------------------------------------------
+
+    fn upstreams(&mut self, draft: &Draft) -> HashMap<usize, ReadyUpstream> {
+        let used: HashSet<usize> = draft
+            .hosts
+            .iter()
+            .flat_map(|host| &host.routes)
+            .map(|route| route.upstream)
+            .collect();
+        let mut ready = HashMap::new();
+        for (index, upstream) in draft.upstreams.iter().enumerate() {
+            if !used.contains(&index) {
+                continue;
+            }
+            if let Some(tls) = self.upstream(upstream) {
+                ready.insert(index, tls);
+            }
+        }
+        ready
+    }
+
+    fn upstream(&mut self, draft: &UpstreamDraft) -> Option<ReadyUpstream> {
+        let (roots, own_ca, digest) = match &draft.ca_file {
+            Some(path) => {
+                self.watch.push(path.clone());
+                match Roots::file(path) {
+                    // A CA file that was given is the operator's word on whom to trust.
+                    Ok(roots) => (roots, self.own_ca.clone(), digest_of(path)),
+                    Err(error) => {
+                        let problem = Problem::error(format!(
+                            "`ca_file` of the upstream {} cannot be used: {error}",
+                            quote(&draft.name)
+                        ));
+                        self.push(
+                            problem.at(draft
+                                .ca_place
+                                .clone()
+                                .unwrap_or_else(|| draft.place.clone())),
+                        );
+                        return None;
+                    }
+                }
+            }
+            None => {
+                // With a public certificate of our own, a DNS loop verifies too.
+                let own_ca = self.own_ca.clone().with_served_keys(&self.served);
+                (
+                    self.system_roots(&draft.place)?,
+                    own_ca,
+                    "system".to_owned(),
+                )
+            }
+        };
+        let definition = definition(draft, &digest);
+        if let Some((made_for, tls)) = self.context.clients.get(&definition)
+            && *made_for == own_ca
+        {
+            return Some(ReadyUpstream {
+                definition,
+                tls: Arc::clone(tls),
+            });
+        }
+        match client_config(&roots, &own_ca) {
+            Ok(tls) => {
+                self.context
+                    .clients
+                    .insert(definition.clone(), (own_ca, Arc::clone(&tls)));
+                Some(ReadyUpstream { definition, tls })
+            }
+            Err(error) => {
+                self.push(
+                    Problem::error(format!(
+                        "the upstream {} cannot be verified: {error}",
+                        quote(&draft.name)
+                    ))
+                    .at(draft.place.clone()),
+                );
+                None
+            }
+        }
+    }
+
+    /// Read once per process: some hundred kilobytes that hardly ever change.
+    fn system_roots(&mut self, place: &super::report::Place) -> Option<Roots> {
+        if let Some(roots) = &self.context.system_roots {
+            return Some(roots.clone());
+        }
+        match Roots::system() {
+            Ok(roots) => {
+                for warning in roots.warnings() {
+                    self.report.push(Problem::warning(format!(
+                        "the system's trust store: {warning}"
+                    )));
+                }
+                self.context.system_roots = Some(roots.clone());
+                Some(roots)
+            }
+            Err(error) => {
+                self.push(
+                    Problem::error(format!("no upstream can be verified: {error}"))
+                        .at(place.clone()),
+                );
+                None
+            }
+        }
+    }
+
+    fn dns_client(&mut self) -> Option<Arc<ClientConfig>> {
+        if let Some(client) = &self.context.dns_client {
+            return Some(Arc::clone(client));
+        }
+        let made = match &self.context.system_roots {
+            Some(roots) => client_config(roots, &OwnCa::none()),
+            None => Roots::system().and_then(|roots| client_config(&roots, &OwnCa::none())),
+        };
+        match made {
+            Ok(client) => {
+                self.context.dns_client = Some(Arc::clone(&client));
+                Some(client)
+            }
+            Err(error) => {
+                self.push(Problem::error(format!(
+                    "resolvers cannot be asked over TLS: {error}"
+                )));
+                None
+            }
+        }
+    }
+
+    // ---- The snapshot ------------------------------------------------------
+
+    fn build(
+        &mut self,
+        draft: Draft,
+        credentials: Credentials,
+        mut keys: HashMap<String, ReadyHost>,
+        upstreams: HashMap<usize, ReadyUpstream>,
+        dns_tls: Option<Arc<ClientConfig>>,
+    ) -> Result<Resolved, Report> {
+        let shared = self.shared_upstreams(&draft, &upstreams);
+        let mut hosts = Vec::new();
+        for host in &draft.hosts {
+            let ready = keys.remove(&host.name);
+            let tls = match (&host.certificates, ready) {
+                (Certificates::None, _) | (_, None) => None,
+                // Only when looking, and it was said: the certificate is yet to be made.
+                (Certificates::Ca, Some(ready)) if ready.keys.is_empty() => None,
+                (_, Some(ready)) => Some(self.server(&draft, host, ready)?),
+            };
+            let routes: Vec<Route> = host
+                .routes
+                .iter()
+                .filter_map(|route| self.route(route, &draft, &shared, &credentials))
+                .collect();
+            let listeners = host
+                .listeners
+                .iter()
+                .map(|name| name.as_str().into())
+                .collect();
+            hosts.push(VirtualHost::new(&host.name, listeners, tls, routes));
+        }
+        let generation = self.context.generation + 1;
+        let own: Vec<SocketAddr> = draft
+            .listeners
+            .iter()
+            .flat_map(|listener| listener.addresses.clone())
+            .collect();
+        let snapshot = Snapshot::new(
+            generation,
+            draft.listeners,
+            hosts,
+            draft.limits,
+            &self.context.loop_token,
+        )
+        .map_err(|error| Report::of(Problem::error(error)))?;
+        let names = draft
+            .upstreams
+            .iter()
+            .enumerate()
+            .filter(|(_, upstream)| upstream.addresses.is_empty())
+            .filter_map(|(index, upstream)| {
+                Some(Name {
+                    upstream: shared.get(&index)?.id,
+                    label: upstream.name.clone(),
+                    host: upstream.host.clone(),
+                    port: upstream.port,
+                    allow_private: upstream.allow_private,
+                })
+            })
+            .collect();
+        let mut settings = draft.settings;
+        settings.dns.tls = dns_tls;
+        settings.watch_paths.append(&mut self.watch);
+        let mut seen = HashSet::new();
+        settings
+            .watch_paths
+            .retain(|path| seen.insert(path.clone()));
+        self.forget(&snapshot, &upstreams);
+        self.context.generation = generation;
+        Ok(Resolved {
+            snapshot,
+            settings,
+            names,
+            own_addresses: OwnAddresses::of(own),
+            warnings: self.failed(),
+            next_renewal: self
+                .context
+                .leaves
+                .as_ref()
+                .and_then(|(_, leaves)| leaves.next_renewal()),
+        })
+    }
+
+    fn server(
+        &mut self,
+        draft: &Draft,
+        host: &HostDraft,
+        ready: ReadyHost,
+    ) -> Result<Arc<rustls::ServerConfig>, Report> {
+        let fail = |error: crate::pki::PkiError| {
+            Report::of(
+                Problem::error(format!(
+                    "TLS for {} cannot be set up: {error}",
+                    quote(&host.name)
+                ))
+                .at(host.place.clone()),
+            )
+        };
+        let mut rules = String::new();
+        if let Some((_, digest)) = &ready.client_ca {
+            let _ = write!(rules, "client_ca={digest};");
+        }
+        // A ticket leads past the choice by SNI, so what that leads to is part of it.
+        let _ = write!(rules, "listeners={:?};", host.listeners);
+        for listener in &draft.listeners {
+            if listener.unknown_sni == UnknownSni::Host(host.name.as_str().into()) {
+                let _ = write!(rules, "unknown_sni@{};", listener.name);
+            }
+        }
+        let tickets = match &ready.client_ca {
+            // A resumed session would skip the check of the caller's certificate.
+            Some(_) => None,
+            None => Some(
+                self.context
+                    .ticketers
+                    .for_host(&host.name, &rules)
+                    .map_err(fail)?,
+            ),
+        };
+        let options = ServerTls {
+            tickets,
+            client_ca: ready.client_ca.map(|(store, _)| store),
+            client_auth_optional: false,
+        };
+        server_config(ready.keys, &options).map_err(fail)
+    }
+
+    /// Each definition once, under its number.
+    fn shared_upstreams(
+        &mut self,
+        draft: &Draft,
+        upstreams: &HashMap<usize, ReadyUpstream>,
+    ) -> HashMap<usize, Arc<Upstream>> {
+        let mut shared = HashMap::new();
+        for (&index, ready) in upstreams {
+            let Some(draft) = draft.upstreams.get(index) else {
+                continue;
+            };
+            let context = &mut *self.context;
+            let id = *context
+                .upstream_ids
+                .entry(ready.definition.clone())
+                .or_insert_with(|| {
+                    context.upstream_next += 1;
+                    UpstreamId(context.upstream_next)
+                });
+            shared.insert(
+                index,
+                Arc::new(Upstream {
+                    id,
+                    name: draft.name.as_str().into(),
+                    host: host_field(&draft.host, draft.port).into(),
+                    tls_name: draft.tls_name.clone(),
+                    tls: Arc::clone(&ready.tls),
+                    addresses: draft.addresses.clone().into(),
+                    limits: draft.limits,
+                }),
+            );
+        }
+        shared
+    }
+
+    fn route(
+        &mut self,
+        draft: &RouteDraft,
+        whole: &Draft,
+        upstreams: &HashMap<usize, Arc<Upstream>>,
+        credentials: &Credentials,
+    ) -> Option<Route> {
+        let credential = match &draft.credential {
+            None => None,
+            Some((index, injection)) => {
+                let name = &whole.credentials.get(*index)?.name;
+                let context = &mut *self.context;
+                let id = *context
+                    .credential_ids
+                    .entry(name.clone())
+                    .or_insert_with(|| {
+                        context.credential_next += 1;
+                        CredentialId(context.credential_next)
+                    });
+                Some((
+                    id,
+                    Arc::clone(credentials.get(&(*index, injection.describe()))?),
+                ))
+            }
+        };
+        Some(Route {
+            name: draft.name.as_str().into(),
+            path: draft.path.as_bytes().into(),
+            methods: draft
+                .methods
+                .iter()
+                .map(|method| method.as_str().into())
+                .collect(),
+            callers: draft.callers.clone(),
+            upstream: Arc::clone(upstreams.get(&draft.upstream)?),
+            credential,
+            upstream_path: draft
+                .upstream_path
+                .as_ref()
+                .map(|path| path.as_bytes().into()),
+            strip_fields: NameSet::new(&draft.strip_fields),
+            strip_params: ParamSet::new(&draft.strip_params),
+            keep_params: ParamSet::new(&draft.keep_params),
+            strip_cookies: draft.strip_cookies,
+            upgrades: draft
+                .upgrades
+                .iter()
+                .map(|token| token.as_str().into())
+                .collect(),
+            refused: draft.refused.clone(),
+            audit_required: draft.audit_required,
+            body_bytes_max: draft.body_bytes_max,
+            response_head_timeout: draft.response_head_timeout,
+        })
+    }
+
+    /// Lets go of what is no longer configured.
+    fn forget(&mut self, snapshot: &Snapshot, upstreams: &HashMap<usize, ReadyUpstream>) {
+        let definitions: HashSet<&str> =
+            upstreams.values().map(|ready| &*ready.definition).collect();
+        let context = &mut *self.context;
+        context
+            .upstream_ids
+            .retain(|definition, _| definitions.contains(&**definition));
+        context
+            .clients
+            .retain(|definition, _| definitions.contains(&**definition));
+        let names: HashSet<&str> = snapshot.hosts().iter().map(|host| &*host.name).collect();
+        context.ticketers.retain(|host| names.contains(host));
+        if let Some((_, leaves)) = &mut context.leaves {
+            leaves.retain(|hosts| hosts.iter().all(|host| names.contains(&**host)));
+        }
+        let credentials: HashSet<CredentialId> = snapshot
+            .hosts()
+            .iter()
+            .flat_map(|host| host.routes())
+            .filter_map(|route| route.credential.as_ref().map(|(id, _)| *id))
+            .collect();
+        context
+            .credential_ids
+            .retain(|_, id| credentials.contains(id));
+    }
+}
+
+/// Everything that decides where a connection leads and whom it trusts. Not its
+/// times and bounds, which may change under a connection.
+fn definition(draft: &UpstreamDraft, ca_digest: &str) -> String {
+    format!(
+        "{:?} {:?}:{} as {:?} at {:?} trusting {ca_digest} private {}",
+        draft.name, draft.host, draft.port, draft.tls_name, draft.addresses, draft.allow_private
+    )
+}
+
+/// The value of the `Host` field (RFC 9110, 7.2): the port only if it is not the usual one.
+fn host_field(host: &str, port: u16) -> String {
+    let host = match host.parse::<IpAddr>() {
+        Ok(IpAddr::V6(v6)) => format!("[{v6}]"),
+        _ => host.to_owned(),
+    };
+    if port == 443 {
+        host
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+/// A file that was read a moment ago. One that has gone since counts as another.
+fn digest_of(path: &Path) -> String {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            let mut text = String::new();
+            for byte in Sha256::digest(bytes) {
+                let _ = write!(text, "{byte:02x}");
+            }
+            text
+        }
+        Err(_) => "unreadable".to_owned(),
+    }
+}
+
+/// A source's error, whose text is a problem and its cure, apart by `; `.
+fn source_problem(what: &str, error: &SourceError) -> Problem {
+    let text = error.to_string();
+    match text.split_once("; ") {
+        Some((problem, cure)) => Problem::error(format!("{what}: {problem}")).cure(cure),
+        None => Problem::error(format!("{what}: {text}")),
+    }
+}
+
+/// Every address of this machine. None can be read: nothing is refused for it,
+/// and the loop token still stops what goes round.
+fn machine_addresses() -> HashSet<IpAddr> {
+    let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+        return HashSet::new();
+    };
+    interfaces
+        .filter_map(|interface| interface.address)
+        .filter_map(|address: SockaddrStorage| {
+            if let Some(v4) = address.as_sockaddr_in() {
+                Some(IpAddr::V4(v4.ip()))
+            } else {
+                address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
+            }
+        })
+        .collect()
+}
