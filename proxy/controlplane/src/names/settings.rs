@@ -166,6 +166,13 @@ impl DnsSettings {
             && self.timeout == other.timeout
             && self.attempts == other.attempts
     }
+
+    /// Whether `other` keeps answers for the same times.
+    pub(super) fn same_times(&self, other: &Self) -> bool {
+        self.ttl_floor == other.ttl_floor
+            && self.ttl_ceiling == other.ttl_ceiling
+            && self.stale_max == other.stale_max
+    }
 }
 
 #[cfg(test)]
