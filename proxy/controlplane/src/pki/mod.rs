@@ -23,10 +23,13 @@ pub mod tls;
 pub mod verify;
 mod x509;
 
-pub use authority::{Authority, KeyType};
+pub use authority::{Authority, Coverage, Ensured, KeyType};
 pub use error::PkiError;
-pub use leaf::{Leaf, LeafIssuer, LeafStore};
-pub use tls::{Roots, ServerTls, Ticketers, client_config, load_certified_key, server_config};
+pub use leaf::{LEAF_DAYS_DEFAULT, Leaf, LeafIssuer, LeafStore};
+pub use tls::{
+    LoadedKey, Roots, ServerTls, Ticketers, client_config, load_certified_key, provider,
+    server_config,
+};
 pub use verify::{OwnCa, OwnCaRefused, own_ca_refused};
 
 #[cfg(test)]

@@ -127,7 +127,7 @@ impl fmt::Debug for OwnCa {
 }
 
 /// The upstream presented a certificate of our own. Nothing was sent to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct OwnCaRefused {
     presented: Presented,
 }
@@ -157,6 +157,13 @@ impl fmt::Display for OwnCaRefused {
 }
 
 impl StdError for OwnCaRefused {}
+
+/// The same words: rustls prints the errors of verifiers by `Debug`, also within its own `Display`.
+impl fmt::Debug for OwnCaRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Finds an [`OwnCaRefused`] in an error of `rustls`, or in an `io::Error` around one.
 pub fn own_ca_refused<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a OwnCaRefused> {
