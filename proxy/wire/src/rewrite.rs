@@ -255,7 +255,11 @@ pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
                 None => !is_nominated(name, head.nominated(), head.bytes()),
             },
             FieldId::CdnLoop => true,
-            FieldId::Expect => edit.expect_continue && head.expects_continue(),
+            FieldId::Expect => {
+                edit.expect_continue
+                    && head.expects_continue()
+                    && head.value(field).eq_ignore_ascii_case(b"100-continue")
+            }
             FieldId::Trailer => edit.framing == BodyFraming::Chunked,
             FieldId::Cookie if edit.strip_cookies || edit.strip_fields.contains(name) => {
                 plan.stripped.add("", "cookie");
@@ -308,8 +312,8 @@ pub struct ResponseEdit<'a> {
 /// something in the head received.
 ///
 /// Hop-by-hop fields go, those that Connection nominates, Alt-Svc (it would lead around us) and
-/// `claviger-*`. Each hit is replaced by `redacted`; a hit that is not wholly inside a value or the
-/// reason phrase takes the whole line with it.
+/// `claviger-*`. Each hit is replaced by `redacted`; one that is not wholly inside a value takes the
+/// whole line with it, and one that reaches out of the reason phrase the phrase.
 pub fn response(head: &ResponseHead, edit: &ResponseEdit<'_>, plan: &mut Plan) -> usize {
     plan.clear();
     if let Some(scrubber) = edit.scrubber {
@@ -473,40 +477,48 @@ fn upgrade(token: Option<&[u8]>, plan: &mut Plan) {
     }
 }
 
+/// Writes the status line, always as HTTP/1.1 and always with the space that stands before a reason,
+/// even an absent one.
 fn status_line(head: &ResponseHead, plan: &mut Plan) {
     let end = head.line_end();
-    let line = Span { start: 0, end };
     let reason = head.reason_span();
-    if reason.is_empty() || head.version() == Version::Http10 {
-        plan.text(b"HTTP/1.1");
-        plan.head(Span {
-            start: VERSION_LEN,
-            end: STATUS_END,
-        });
-        plan.text(b" ");
-        scrubbed_line(
-            Span {
-                start: reason.start,
-                end,
-            },
-            reason,
-            plan,
-        );
-    } else {
-        scrubbed_line(line, reason, plan);
+    let as_received = head.version() == Version::Http11 && reason.start > STATUS_END;
+    if as_received && scrubbed_line(Span { start: 0, end }, reason, plan) {
+        return;
+    }
+    plan.text(b"HTTP/1.1 ");
+    plan.head(Span {
+        start: VERSION_LEN + 1,
+        end: STATUS_END,
+    });
+    plan.text(b" ");
+    if !scrubbed_line(
+        Span {
+            start: reason.start,
+            end,
+        },
+        reason,
+        plan,
+    ) {
+        plan.text(b"\r\n");
     }
 }
 
 /// Adds a line of the head, with the hits in `value` replaced. If a hit touches the line elsewhere,
-/// replacing it could change what the line is, so the line goes.
-fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) {
+/// replacing it could change what the line is: then nothing is added, and the answer is false.
+fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) -> bool {
+    if plan.hits.is_empty() {
+        plan.head(line);
+        return true;
+    }
     let hits = core::mem::take(&mut plan.hits);
-    let mut at = line.start;
     let touching = || {
         hits.iter()
             .filter(|hit| hit.start < line.end && hit.end > line.start)
     };
-    if touching().all(|hit| hit.start >= value.start && hit.end <= value.end) {
+    let replaceable = touching().all(|hit| hit.start >= value.start && hit.end <= value.end);
+    if replaceable {
+        let mut at = line.start;
         for hit in touching() {
             plan.head(Span {
                 start: at,
@@ -521,6 +533,7 @@ fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) {
         });
     }
     plan.hits = hits;
+    replaceable
 }
 
 fn find_hits(bytes: &[u8], scrubber: &scrub::Scrubber, hits: &mut Vec<Span>) {

@@ -102,7 +102,7 @@ impl Block {
         // Every line brings one CR and one LF. If there are exactly as many control bytes as that,
         // and each line is found to end in CR LF below, there is no other control byte anywhere.
         if count_controls(head) != 2 * (parsed.len() + 2) {
-            return Err(why_controls(head));
+            return Err(refused(HeadError::ControlByte, head));
         }
         let base = buffer.as_ptr() as usize;
         let mut seen = Seen::default();
@@ -283,18 +283,9 @@ fn count_controls(head: &[u8]) -> usize {
         .sum()
 }
 
-/// Why the number of control bytes does not fit the number of lines.
-#[cold]
-fn why_controls(head: &[u8]) -> HeadError {
-    match check_line_ends(head, 0) {
-        Err(error) => error,
-        Ok(()) => HeadError::ControlByte,
-    }
-}
-
 /// Refuses an LF without CR before it and a CR without LF behind it, from `from` on. A CR at the
 /// very end may still get its LF.
-pub(super) fn check_line_ends(bytes: &[u8], from: usize) -> Result<(), HeadError> {
+fn check_line_ends(bytes: &[u8], from: usize) -> Result<(), HeadError> {
     for at in memchr::memchr2_iter(b'\r', b'\n', &bytes[from..]).map(|at| from + at) {
         let fits = if bytes[at] == b'\r' {
             bytes.get(at + 1).is_none_or(|&next| next == b'\n')
@@ -306,6 +297,15 @@ pub(super) fn check_line_ends(bytes: &[u8], from: usize) -> Result<(), HeadError
         }
     }
     Ok(())
+}
+
+/// The reason to give for refusing the head at the front of `buffer`: `error`, unless its lines do
+/// not even end as they must.
+#[cold]
+pub(super) fn refused(error: HeadError, buffer: &[u8]) -> HeadError {
+    let end =
+        memchr::memmem::find(buffer, BLANK_LINE).map_or(buffer.len(), |at| at + BLANK_LINE.len());
+    check_line_ends(&buffer[..end], 0).err().unwrap_or(error)
 }
 
 /// Which bound a head broke that does not end within `head`.

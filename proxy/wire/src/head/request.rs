@@ -4,9 +4,9 @@ use core::mem::MaybeUninit;
 use core::ops::Range;
 
 use super::block::{
-    Block, FIELDS_CEILING, LengthSeen, TransferCodingSeen, list_members, too_large,
+    Block, FIELDS_CEILING, LengthSeen, TransferCodingSeen, is_token, list_members, refused,
+    too_large,
 };
-use super::block::{check_line_ends, is_token};
 use super::{Field, FieldId, HeadError, HeadLimits, Parse, Version};
 use crate::{Span, target};
 
@@ -497,21 +497,23 @@ fn scheme_len(target: &[u8]) -> Option<usize> {
 /// at the raw request line for the reason that helps.
 #[cold]
 fn refusal(error: httparse::Error, buffer: &[u8]) -> HeadError {
-    match error {
-        httparse::Error::TooManyHeaders => HeadError::FieldsTooMany,
+    let error = match error {
+        httparse::Error::TooManyHeaders => return HeadError::FieldsTooMany,
         httparse::Error::HeaderName => HeadError::FieldName,
         httparse::Error::HeaderValue => HeadError::FieldValue,
-        httparse::Error::NewLine => HeadError::LineEnding,
-        _ => request_line_refusal(buffer),
-    }
+        // Also what httparse says of a line that goes on behind the version.
+        _ => return request_line_refusal(buffer),
+    };
+    refused(error, buffer)
 }
 
 #[cold]
 fn request_line_refusal(buffer: &[u8]) -> HeadError {
+    refused(request_line_fault(buffer), buffer)
+}
+
+fn request_line_fault(buffer: &[u8]) -> HeadError {
     let end = memchr::memchr2(b'\r', b'\n', buffer).unwrap_or(buffer.len());
-    if let Err(error) = check_line_ends(&buffer[..buffer.len().min(end + 2)], 0) {
-        return error;
-    }
     let line = &buffer[..end];
     let is_version = |part: &[u8]| {
         matches!(part, [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]

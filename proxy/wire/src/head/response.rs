@@ -2,7 +2,7 @@
 
 use core::mem::MaybeUninit;
 
-use super::block::{Block, FIELDS_CEILING, LengthSeen, TransferCodingSeen, too_large};
+use super::block::{Block, FIELDS_CEILING, LengthSeen, TransferCodingSeen, refused, too_large};
 use super::{Field, HeadError, HeadLimits, Parse, Version};
 use crate::Span;
 
@@ -15,7 +15,7 @@ pub struct ResponseHead {
     block: Block,
     version: Version,
     status: u16,
-    /// The reason phrase. Empty, and at the end of the line, if there is none.
+    /// The reason phrase. If even the space before it is missing, it starts right behind the status.
     reason: Span,
     /// End of the status line, CRLF included.
     line_end: u32,
@@ -64,13 +64,14 @@ impl ResponseHead {
                 self.block.note_partial(limits)?;
                 return Ok(Parse::Partial);
             }
-            Err(error) => return Err(refusal(error)),
+            Err(error) => return Err(refusal(error, buffer)),
         };
         if head_len > limits.head_bytes_max {
             return Err(too_large(&buffer[..limits.head_bytes_max]));
         }
         let line_end = memchr::memchr(b'\n', buffer).ok_or(HeadError::StatusLine)? + 1;
-        let (version, status, reason) = status_line(&buffer[..line_end])?;
+        let (version, status, reason) =
+            status_line(&buffer[..line_end]).map_err(|error| refused(error, buffer))?;
         self.block.seen = Block::take_fields(
             buffer,
             response.headers,
@@ -239,15 +240,15 @@ fn status_line(line: &[u8]) -> Result<(Version, u16, Span), HeadError> {
 }
 
 #[cold]
-fn refusal(error: httparse::Error) -> HeadError {
-    match error {
-        httparse::Error::TooManyHeaders => HeadError::FieldsTooMany,
+fn refusal(error: httparse::Error, buffer: &[u8]) -> HeadError {
+    let error = match error {
+        httparse::Error::TooManyHeaders => return HeadError::FieldsTooMany,
         httparse::Error::HeaderName => HeadError::FieldName,
         httparse::Error::HeaderValue => HeadError::FieldValue,
-        httparse::Error::NewLine => HeadError::LineEnding,
         httparse::Error::Version => HeadError::Version,
         _ => HeadError::StatusLine,
-    }
+    };
+    refused(error, buffer)
 }
 
 /// Bytes of `HTTP/1.1 200`.
