@@ -208,6 +208,8 @@ impl Connection {
                 }
                 Ok(None) => {}
                 Err(error) => {
+                    // Half a head has no method that an answer could depend on.
+                    self.head.reset();
                     self.closing = true;
                     return Err(NextHead::Bad(error));
                 }

@@ -1,8 +1,9 @@
 //! Closing connections on which nothing happens.
 //!
 //! One sweep per second instead of a timer per operation. A connection stamps its [`Activity`]
-//! with a coarse clock whenever bytes move; the sweep shuts the sockets of those whose stamp is
-//! too old, which wakes their tasks with an end of file.
+//! with a coarse clock whenever bytes move; the sweep shuts the reading side of those whose stamp
+//! is too old, which wakes a task that reads with an end of file and lets it say goodbye. A task
+//! that is still there at the next sweep (its client does not read) loses its writing side too.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -23,7 +24,16 @@ pub struct IdleTable {
 pub struct Activity {
     descriptor: RawFd,
     stamp: Cell<u32>,
-    exempt: Cell<bool>,
+    state: Cell<State>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Watched,
+    /// The server itself keeps the client waiting.
+    Exempt,
+    /// Its time was up, and its reading side has been shut.
+    Shut,
 }
 
 /// Keeps a connection in the table; dropping it takes the connection out.
@@ -43,7 +53,7 @@ impl IdleTable {
         let activity = Rc::new(Activity {
             descriptor,
             stamp: Cell::new(self.now.get()),
-            exempt: Cell::new(false),
+            state: Cell::new(State::Watched),
         });
         self.open.borrow_mut().insert(number, Rc::clone(&activity));
         IdleGuard {
@@ -64,22 +74,29 @@ impl IdleTable {
     }
 
     /// Lets a second pass and shuts what has been idle for `limit` seconds (0: never). Returns
-    /// how many were shut.
+    /// how many were found idle.
     pub fn sweep(&self, limit: u32) -> usize {
         let now = self.now.get().wrapping_add(1);
         self.now.set(now);
         if limit == 0 {
             return 0;
         }
-        let mut shut = 0;
+        let mut idle = 0;
         for activity in self.open.borrow().values() {
-            if !activity.exempt.get() && now.wrapping_sub(activity.stamp.get()) > limit {
-                // Once is enough: the task ends, and the guard with it.
-                activity.exempt.set(true);
-                shut += usize::from(shutdown(activity.descriptor, Shutdown::Both).is_ok());
+            let age = now.wrapping_sub(activity.stamp.get());
+            match activity.state.get() {
+                State::Watched if age > limit => {
+                    activity.state.set(State::Shut);
+                    let _ = shutdown(activity.descriptor, Shutdown::Read);
+                    idle += 1;
+                }
+                State::Shut => {
+                    let _ = shutdown(activity.descriptor, Shutdown::Both);
+                }
+                State::Watched | State::Exempt => {}
             }
         }
-        shut
+        idle
     }
 
     /// Shuts everything: the process or the server ends.
@@ -99,7 +116,10 @@ impl IdleGuard {
     /// Exempts the connection while the server itself is the one that keeps it waiting.
     pub fn exempt(&self, exempt: bool) {
         self.touch();
-        self.activity.exempt.set(exempt);
+        self.activity.state.set(match exempt {
+            true => State::Exempt,
+            false => State::Watched,
+        });
     }
 }
 

@@ -12,6 +12,8 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cli::{DriverChoice, Options};
@@ -199,9 +201,9 @@ impl Plan {
     /// it (`SINGLE_ISSUER`).
     fn run(self) {
         if let Some(cpu) = self.cpu
-            && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+            && let Err(error) = pin_to(cpu)
         {
-            let error = format!("--cpus: this process may not run on CPU {cpu}");
+            let error = format!("--cpus: this process may not run on CPU {cpu}: {error}");
             let _ = self.ready.send(Err(io::Error::other(error)));
             return;
         }
@@ -252,6 +254,13 @@ impl Plan {
         drop(self.ready);
         worker::run(self.index, self.settings, listeners, stopped).await;
     }
+}
+
+/// Lets the calling thread run on this CPU only.
+fn pin_to(cpu: usize) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
 }
 
 /// Ring set-ups, cheapest first. An unflagged ring is left out: epoll is better than that.

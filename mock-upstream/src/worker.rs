@@ -136,25 +136,34 @@ async fn accept(worker: Rc<Worker>, listener: Listener) {
     loop {
         match listener.socket.accept().await {
             Ok((socket, peer)) => {
-                worker.stats.connections.increment();
                 if worker.idle.len() >= CONNECTIONS_MAX {
                     worker.stats.connections_refused.increment();
-                    worker.stats.closed.increment();
                     continue;
                 }
-                let worker = Rc::clone(&worker);
-                monoio::spawn(async move {
-                    let stats = Arc::clone(&worker.stats);
-                    let served = serve(worker, socket, peer, listener.role);
-                    if CatchPanic(Box::pin(served)).await.is_err() {
-                        stats.panics.increment();
-                    }
-                    stats.closed.increment();
-                });
+                monoio::spawn(guarded(Rc::clone(&worker), socket, peer, listener.role));
             }
             // Out of descriptors, most likely: some will be freed.
             Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
         }
+    }
+}
+
+/// Counts the connection in and out, and survives its panics.
+async fn guarded(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Role) {
+    let stats = Arc::clone(&worker.stats);
+    // What asks for the counters is not among what is counted.
+    let counted = role == Role::Api;
+    if counted {
+        stats.connections.increment();
+    }
+    if CatchPanic(Box::pin(serve(worker, socket, peer, role)))
+        .await
+        .is_err()
+    {
+        stats.panics.increment();
+    }
+    if counted {
+        stats.closed.increment();
     }
 }
 

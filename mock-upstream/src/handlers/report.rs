@@ -1,6 +1,7 @@
 //! Telling what arrived, for `/echo` and for the record.
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::connection::{Body, Connection};
 use crate::http::Version;
@@ -36,6 +37,9 @@ pub fn of(conn: &Connection, access: Access, body: &Body) -> Value {
         "peer": conn.peer.to_string(),
         "tls": Value::Null,
     });
+    if let Some(key) = conn.worker.settings.auth.presented(&conn.head, &keys) {
+        report["auth_sha256"] = json!(hex(&Sha256::digest(key)));
+    }
     if body.read {
         report["body_bytes"] = json!(body.bytes);
         let mut trailers = body
