@@ -1,5 +1,23 @@
 //! Claviger's promises, each kept by the real binary: one file per promise. The
 //! proxy, the mock API and the clients are processes of their own; nothing in here
 //! shares a line with the code under test.
+//!
+//! `scripts/test --setup` installs the clients once; then
+//! `cargo test --package claviger --test it` runs everything in here.
 
 mod harness;
+
+mod audit;
+mod bodies;
+mod cli;
+mod clients;
+mod driver;
+mod house;
+mod hygiene;
+mod listener;
+mod office;
+mod reload;
+mod routes;
+mod shutdown;
+mod strip;
+mod upstream;

@@ -33,11 +33,20 @@ enum Stream {
 impl Client {
     /// Connects in the clear.
     pub fn clear(address: SocketAddr, transcript: Transcript) -> io::Result<Self> {
-        Ok(Self { stream: Stream::Clear(connect(address)?), ahead: Vec::new(), transcript })
+        Ok(Self {
+            stream: Stream::Clear(connect(address)?),
+            ahead: Vec::new(),
+            transcript,
+        })
     }
 
     /// Connects and shakes hands.
-    pub fn tls(address: SocketAddr, name: &str, config: Arc<ClientConfig>, transcript: Transcript) -> io::Result<Self> {
+    pub fn tls(
+        address: SocketAddr,
+        name: &str,
+        config: Arc<ClientConfig>,
+        transcript: Transcript,
+    ) -> io::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).expect("a DNS name or an address");
         let mut socket = connect(address)?;
         let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
@@ -45,7 +54,11 @@ impl Client {
             connection.complete_io(&mut socket)?;
         }
         let stream = Stream::Tls(Box::new(StreamOwned::new(connection, socket)));
-        Ok(Self { stream, ahead: Vec::new(), transcript })
+        Ok(Self {
+            stream,
+            ahead: Vec::new(),
+            transcript,
+        })
     }
 
     /// The TLS state, for tests of the handshake.
@@ -67,7 +80,8 @@ impl Client {
     /// Sends bytes as they are.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.try_send(bytes).expect("the connection takes the bytes");
+        self.try_send(bytes)
+            .expect("the connection takes the bytes");
     }
 
     /// Sends bytes as they are, unless the connection has gone.
@@ -108,7 +122,8 @@ impl Client {
                 continue;
             }
             answer.interim = interim;
-            if !head_request && answer.status != 101 && answer.status != 204 && answer.status != 304 {
+            if !head_request && answer.status != 101 && answer.status != 204 && answer.status != 304
+            {
                 self.body(&mut answer);
             }
             return answer;
@@ -123,21 +138,41 @@ impl Client {
         let mut lines = text.split("\r\n");
         let status_line = lines.next().expect("split gives one");
         let mut words = status_line.splitn(3, ' ');
-        assert!(words.next().is_some_and(|version| version.starts_with("HTTP/1.")), "no status line: {status_line:?}");
-        let status = words.next().and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {status_line:?}"));
+        assert!(
+            words
+                .next()
+                .is_some_and(|version| version.starts_with("HTTP/1.")),
+            "no status line: {status_line:?}"
+        );
+        let status = words
+            .next()
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_else(|| panic!("no status: {status_line:?}"));
         let fields = lines
             .filter(|line| !line.is_empty())
             .map(|line| {
-                let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("not a field: {line:?}"));
+                let (name, value) = line
+                    .split_once(':')
+                    .unwrap_or_else(|| panic!("not a field: {line:?}"));
                 (name.to_owned(), value.trim().to_owned())
             })
             .collect();
-        Answer { status, fields, head, body: Vec::new(), trailers: Vec::new(), interim: Vec::new() }
+        Answer {
+            status,
+            fields,
+            head,
+            body: Vec::new(),
+            trailers: Vec::new(),
+            interim: Vec::new(),
+        }
     }
 
     #[track_caller]
     fn body(&mut self, answer: &mut Answer) {
-        if answer.field("transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        if answer
+            .field("transfer-encoding")
+            .is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+        {
             loop {
                 let (_, data) = self.chunk();
                 if data.is_empty() {
@@ -150,7 +185,9 @@ impl Client {
                 if line == b"\r\n" {
                     return;
                 }
-                answer.trailers.push(String::from_utf8_lossy(&line).trim_end().to_owned());
+                answer
+                    .trailers
+                    .push(String::from_utf8_lossy(&line).trim_end().to_owned());
             }
         } else if let Some(length) = answer.field("content-length") {
             let length: usize = length.parse().expect("Content-Length is a number");
@@ -164,8 +201,11 @@ impl Client {
     #[track_caller]
     pub fn chunk(&mut self) -> (String, Vec<u8>) {
         let line = String::from_utf8(self.read_until(b"\r\n")).expect("a chunk's size is ASCII");
-        let size = usize::from_str_radix(line.trim_end().split(';').next().expect("split gives one"), 16)
-            .unwrap_or_else(|_| panic!("not a chunk size: {line:?}"));
+        let size = usize::from_str_radix(
+            line.trim_end().split(';').next().expect("split gives one"),
+            16,
+        )
+        .unwrap_or_else(|_| panic!("not a chunk size: {line:?}"));
         if size == 0 {
             return (line, Vec::new());
         }
@@ -184,9 +224,17 @@ impl Client {
             }
             from = self.ahead.len().saturating_sub(needle.len() - 1);
             match self.fill() {
-                Ok(0) => panic!("the connection ended before {:?}; got {:?}", String::from_utf8_lossy(needle), String::from_utf8_lossy(&self.ahead)),
+                Ok(0) => panic!(
+                    "the connection ended before {:?}; got {:?}",
+                    String::from_utf8_lossy(needle),
+                    String::from_utf8_lossy(&self.ahead)
+                ),
                 Ok(_) => {}
-                Err(err) => panic!("{err} before {:?}; got {:?}", String::from_utf8_lossy(needle), String::from_utf8_lossy(&self.ahead)),
+                Err(err) => panic!(
+                    "{err} before {:?}; got {:?}",
+                    String::from_utf8_lossy(needle),
+                    String::from_utf8_lossy(&self.ahead)
+                ),
             }
         }
     }
@@ -195,8 +243,14 @@ impl Client {
     #[track_caller]
     pub fn read_exact(&mut self, length: usize) -> Vec<u8> {
         while self.ahead.len() < length {
-            let got = self.fill().unwrap_or_else(|err| panic!("{err} after {} of {length} bytes", self.ahead.len()));
-            assert!(got > 0, "the connection ended after {} of {length} bytes", self.ahead.len());
+            let got = self
+                .fill()
+                .unwrap_or_else(|err| panic!("{err} after {} of {length} bytes", self.ahead.len()));
+            assert!(
+                got > 0,
+                "the connection ended after {} of {length} bytes",
+                self.ahead.len()
+            );
         }
         self.ahead.drain(..length).collect()
     }
@@ -210,11 +264,20 @@ impl Client {
     /// Asserts that the other side ends the connection, sending nothing more.
     #[track_caller]
     pub fn expect_end(&mut self) {
-        assert!(self.ahead.is_empty(), "unread bytes: {:?}", String::from_utf8_lossy(&self.ahead));
+        assert!(
+            self.ahead.is_empty(),
+            "unread bytes: {:?}",
+            String::from_utf8_lossy(&self.ahead)
+        );
         match self.fill() {
             Ok(0) => {}
-            Ok(_) => panic!("bytes instead of the end: {:?}", String::from_utf8_lossy(&self.ahead)),
-            Err(err) if err.kind() == io::ErrorKind::WouldBlock => panic!("the connection stays open"),
+            Ok(_) => panic!(
+                "bytes instead of the end: {:?}",
+                String::from_utf8_lossy(&self.ahead)
+            ),
+            Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                panic!("the connection stays open")
+            }
             Err(_) => {}
         }
     }
@@ -232,7 +295,10 @@ impl Client {
             other => other?,
         };
         self.ahead.extend_from_slice(&chunk[..read]);
-        self.transcript.lock().expect("no panic while held").extend_from_slice(&chunk[..read]);
+        self.transcript
+            .lock()
+            .expect("no panic while held")
+            .extend_from_slice(&chunk[..read]);
         Ok(read)
     }
 
@@ -275,9 +341,17 @@ impl Answer {
     /// The value of the one field of this name. Panics if there are several.
     #[track_caller]
     pub fn field(&self, name: &str) -> Option<&str> {
-        let mut values = self.fields.iter().filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str());
+        let mut values = self
+            .fields
+            .iter()
+            .filter(|(field, _)| field.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str());
         let first = values.next();
-        assert!(values.next().is_none(), "several {name} fields: {:?}", self.fields);
+        assert!(
+            values.next().is_none(),
+            "several {name} fields: {:?}",
+            self.fields
+        );
         first
     }
 
@@ -289,22 +363,34 @@ impl Answer {
     /// The body as JSON.
     #[track_caller]
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|err| panic!("not JSON ({err}): {} {}", self.status, self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|err| panic!("not JSON ({err}): {} {}", self.status, self.text()))
     }
 
     /// Asserts that this is one of Claviger's own answers, complete in all its
     /// parts, with this status and reason; returns its body.
     #[track_caller]
     pub fn expect_own(&self, status: u16, reason: &str) -> Value {
-        assert_eq!(self.status, status, "{}{}", String::from_utf8_lossy(&self.head), self.text());
+        assert_eq!(
+            self.status,
+            status,
+            "{}{}",
+            String::from_utf8_lossy(&self.head),
+            self.text()
+        );
         assert_eq!(self.field("content-type"), Some("application/problem+json"));
-        let answer = self.field("claviger-answer").expect("our own answers say so");
+        let answer = self
+            .field("claviger-answer")
+            .expect("our own answers say so");
         assert!(answer.ends_with(&format!("; reason={reason}")), "{answer}");
         let body = self.json();
         assert_eq!(body["status"], status);
         assert_eq!(body["reason"], reason);
         for part in ["type", "title", "detail", "request_id"] {
-            assert!(body[part].as_str().is_some_and(|text| !text.is_empty()), "{part} is missing: {body}");
+            assert!(
+                body[part].as_str().is_some_and(|text| !text.is_empty()),
+                "{part} is missing: {body}"
+            );
         }
         body
     }
@@ -312,8 +398,19 @@ impl Answer {
     /// Asserts that the upstream answered, with this status.
     #[track_caller]
     pub fn expect(&self, status: u16) -> &Self {
-        assert_eq!(self.status, status, "{}{}", String::from_utf8_lossy(&self.head), self.text());
-        assert_eq!(self.field("claviger-answer"), None, "Claviger answered itself: {}", self.text());
+        assert_eq!(
+            self.status,
+            status,
+            "{}{}",
+            String::from_utf8_lossy(&self.head),
+            self.text()
+        );
+        assert_eq!(
+            self.field("claviger-answer"),
+            None,
+            "Claviger answered itself: {}",
+            self.text()
+        );
         self
     }
 }

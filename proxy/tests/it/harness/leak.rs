@@ -19,7 +19,10 @@ impl Leak {
     /// (both alphabets, the three alignments) and hex (both cases).
     pub fn of(key: &str) -> Self {
         let raw = key.as_bytes();
-        assert!(raw.len() >= 2 * FORM_BYTES_MIN, "a key this short is found by chance");
+        assert!(
+            raw.len() >= 2 * FORM_BYTES_MIN,
+            "a key this short is found by chance"
+        );
         let (first, second) = raw.split_at(raw.len() / 2);
         let mut forms = vec![
             ("raw", raw.to_vec()),
@@ -28,15 +31,36 @@ impl Leak {
             ("URL-encoded", percent(raw, unreserved, true)),
             ("URL-encoded, lower case", percent(raw, unreserved, false)),
             ("URL-encoded, every byte", percent(raw, |_| false, true)),
-            ("URL-encoded, every byte, lower case", percent(raw, |_| false, false)),
-            ("form-encoded", percent(raw, |byte| unreserved(byte) || byte == b' ', true)),
-            ("JSON with escaped slashes", key.replace('/', "\\/").into_bytes()),
+            (
+                "URL-encoded, every byte, lower case",
+                percent(raw, |_| false, false),
+            ),
+            (
+                "form-encoded",
+                percent(raw, |byte| unreserved(byte) || byte == b' ', true),
+            ),
+            (
+                "JSON with escaped slashes",
+                key.replace('/', "\\/").into_bytes(),
+            ),
             ("hex", hex(raw, false)),
             ("HEX", hex(raw, true)),
         ];
-        for (name, engine) in [("base64", &STANDARD_NO_PAD), ("base64url", &URL_SAFE_NO_PAD)] {
+        for (name, engine) in [
+            ("base64", &STANDARD_NO_PAD),
+            ("base64url", &URL_SAFE_NO_PAD),
+        ] {
             for alignment in 0..3 {
-                forms.push((name, aligned(engine.encode([&vec![0; alignment], raw].concat()).as_bytes(), alignment, raw.len())));
+                forms.push((
+                    name,
+                    aligned(
+                        engine
+                            .encode([&vec![0; alignment], raw].concat())
+                            .as_bytes(),
+                        alignment,
+                        raw.len(),
+                    ),
+                ));
             }
         }
         forms.retain(|(_, form)| form.len() >= FORM_BYTES_MIN);
@@ -45,7 +69,9 @@ impl Leak {
 
     /// The name of the first form that `hay` holds, and where.
     pub fn search(&self, hay: &[u8]) -> Option<(&'static str, usize)> {
-        self.forms.iter().find_map(|(name, form)| memmem::find(hay, form).map(|at| (*name, at)))
+        self.forms
+            .iter()
+            .find_map(|(name, form)| memmem::find(hay, form).map(|at| (*name, at)))
     }
 
     /// Asserts that `hay` holds no form of the key, and proves on the spot that
@@ -62,7 +88,10 @@ impl Leak {
             let before = &before[before.len().saturating_sub(4096)..];
             let after = &after[..after.len().min(4096)];
             let planted = [before, form, after].concat();
-            assert!(self.search(&planted).is_some(), "the search is blind: {name}, planted in {place}, was not found");
+            assert!(
+                self.search(&planted).is_some(),
+                "the search is blind: {name}, planted in {place}, was not found"
+            );
         }
     }
 }
@@ -93,7 +122,17 @@ fn percent(bytes: &[u8], plain: impl Fn(u8) -> bool, upper: bool) -> Vec<u8> {
 }
 
 fn hex(bytes: &[u8], upper: bool) -> Vec<u8> {
-    bytes.iter().map(|byte| if upper { format!("{byte:02X}") } else { format!("{byte:02x}") }).collect::<String>().into_bytes()
+    bytes
+        .iter()
+        .map(|byte| {
+            if upper {
+                format!("{byte:02X}")
+            } else {
+                format!("{byte:02x}")
+            }
+        })
+        .collect::<String>()
+        .into_bytes()
 }
 
 #[test]
@@ -120,6 +159,9 @@ fn every_form_is_found_and_nothing_else() {
         let hay = format!("{{\"path\":\"/v1?x={planted}&y\"}}");
         assert!(leak.search(hay.as_bytes()).is_some(), "{planted}");
     }
-    leak.assert_none("other text", b"sk-live and nothing more; c2stbGl2ZQ==; sk-live%2B");
+    leak.assert_none(
+        "other text",
+        b"sk-live and nothing more; c2stbGl2ZQ==; sk-live%2B",
+    );
     leak.assert_none("nothing", b"");
 }

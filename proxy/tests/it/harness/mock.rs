@@ -30,18 +30,40 @@ impl Mock {
 
     /// The same, with a command of the caller's making: in a namespace, on another address.
     #[track_caller]
-    pub fn start_with(world: &World, mut command: Command, names: &[&str], options: &[&str]) -> Self {
+    pub fn start_with(
+        world: &World,
+        mut command: Command,
+        names: &[&str],
+        options: &[&str],
+    ) -> Self {
         let directory = world.subdirectory("mock");
         let record = directory.join("record.ndjson");
-        command.arg("--self-signed").arg(&directory).arg("--record").arg(&record);
+        command
+            .arg("--self-signed")
+            .arg(&directory)
+            .arg("--record")
+            .arg(&record);
         for name in names {
             command.args(["--name", name]);
         }
         command.args(options);
         let process = Process::start("mock-upstream", command);
-        let address = process.out.wait("mock-upstream's address", |line| line.strip_prefix("listening ")?.split(' ').next()?.parse().ok());
-        process.out.wait("mock-upstream's `ready`", |line| (line == "ready").then_some(()));
-        Self { process, address, directory, record }
+        let address = process.out.wait("mock-upstream's address", |line| {
+            line.strip_prefix("listening ")?
+                .split(' ')
+                .next()?
+                .parse()
+                .ok()
+        });
+        process.out.wait("mock-upstream's `ready`", |line| {
+            (line == "ready").then_some(())
+        });
+        Self {
+            process,
+            address,
+            directory,
+            record,
+        }
     }
 
     /// Where it listens.
@@ -68,7 +90,10 @@ impl Mock {
     pub fn received(&self) -> Vec<Value> {
         let text = std::fs::read_to_string(&self.record).unwrap_or_default();
         // The last line may be under way.
-        text.split_inclusive('\n').filter(|line| line.ends_with('\n')).map(|line| serde_json::from_str(line).expect("the mock writes JSON")).collect()
+        text.split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'))
+            .map(|line| serde_json::from_str(line).expect("the mock writes JSON"))
+            .collect()
     }
 
     /// Waits until `find` makes something of one of the requests received.
@@ -80,11 +105,20 @@ impl Mock {
 
 /// An `[upstream.NAME]` table with static addresses.
 pub fn upstream(name: &str, host: &str, addresses: &[SocketAddr], ca_file: &Path) -> String {
-    let addresses: Vec<String> = addresses.iter().map(|address| format!("{:?}", address.to_string())).collect();
-    format!("[upstream.{name}]\nhost = {host:?}\naddresses = [{}]\nca_file = {ca_file:?}\n", addresses.join(", "))
+    let addresses: Vec<String> = addresses
+        .iter()
+        .map(|address| format!("{:?}", address.to_string()))
+        .collect();
+    format!(
+        "[upstream.{name}]\nhost = {host:?}\naddresses = [{}]\nca_file = {ca_file:?}\n",
+        addresses.join(", ")
+    )
 }
 
 /// How `mock-upstream` shows a credential: never itself.
 pub fn fingerprint(key: &str) -> String {
-    Sha256::digest(key).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(key)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 pub use client::{Answer, Client};
 pub use mock::Mock;
-pub use process::Process;
 pub use scripted::Scripted;
 pub use world::{Claviger, World};
 
@@ -36,7 +35,10 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = probe() {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for {what}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain for {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -28,9 +28,15 @@ impl Namespace {
             command.args(["--user", "--map-root-user"]);
         }
         command.args(["--net", "--mount", "--", "/bin/sh", "-euc"]);
-        command.arg(format!("exec 2>&1\nip link set lo up\n{setup}\necho namespace-is-ready\nexec cat >/dev/null"));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
-        let mut holder = process::spawn(command).expect("`unshare` (Debian: util-linux) can be started");
+        command.arg(format!(
+            "exec 2>&1\nip link set lo up\n{setup}\necho namespace-is-ready\nexec cat >/dev/null"
+        ));
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
+        let mut holder =
+            process::spawn(command).expect("`unshare` (Debian: util-linux) can be started");
         let open = holder.stdin.take().expect("piped");
         let mut out = BufReader::new(holder.stdout.take().expect("piped"));
         let mut printed = String::new();
@@ -49,14 +55,23 @@ impl Namespace {
                 );
             }
         }
-        Self { holder, _open: open, own_user }
+        Self {
+            holder,
+            _open: open,
+            own_user,
+        }
     }
 
     /// A command that will run `program` in here. `env_clear` it for a client.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         // By its full path: the command's own environment may be empty.
         let mut command = Command::new("/usr/bin/nsenter");
-        command.args(["--target", &self.holder.id().to_string(), "--net", "--mount"]);
+        command.args([
+            "--target",
+            &self.holder.id().to_string(),
+            "--net",
+            "--mount",
+        ]);
         if self.own_user {
             command.args(["--user", "--preserve-credentials"]);
         }

@@ -32,7 +32,10 @@ impl TestCa {
         let certificate = params.self_signed(&key).expect("a self-signed certificate");
         let file = directory.join(format!("{name}.pem"));
         std::fs::write(&file, certificate.pem()).expect("the test's own directory is writable");
-        Self { issuer: Issuer::new(params, key), file }
+        Self {
+            issuer: Issuer::new(params, key),
+            file,
+        }
     }
 
     /// The file that an upstream's `ca_file` names.
@@ -44,7 +47,10 @@ impl TestCa {
     pub fn server(&self, names: &[&str]) -> Arc<ServerConfig> {
         let key = KeyPair::generate().expect("a P-256 key");
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let certificate = CertificateParams::new(names).expect("DNS names").signed_by(&key, &self.issuer).expect("signed");
+        let certificate = CertificateParams::new(names)
+            .expect("DNS names")
+            .signed_by(&key, &self.issuer)
+            .expect("signed");
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -55,15 +61,28 @@ impl TestCa {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Arc::new(config)
     }
+
+    /// A client's certificate and key.
+    pub fn client(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a DNS name");
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        (vec![certificate.der().clone()], key)
+    }
 }
 
 /// The certificates of a PEM file as trust roots.
 #[track_caller]
 pub fn roots(pem: &Path) -> RootCertStore {
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(pem).unwrap_or_else(|err| panic!("{}: {err}", pem.display()));
+    let certificates =
+        CertificateDer::pem_file_iter(pem).unwrap_or_else(|err| panic!("{}: {err}", pem.display()));
     for certificate in certificates {
-        roots.add(certificate.expect("PEM")).expect("a CA certificate");
+        roots
+            .add(certificate.expect("PEM"))
+            .expect("a CA certificate");
     }
     assert!(!roots.is_empty(), "{} holds no certificate", pem.display());
     roots

@@ -30,7 +30,10 @@ impl Process {
     /// Starts `command` with no standard input and both outputs collected.
     #[track_caller]
     pub fn start(name: &str, mut command: Command) -> Self {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let shown = format!("{command:?}");
         let mut child = spawn(command).unwrap_or_else(|err| panic!("cannot start {shown}: {err}"));
         let (out, err) = (Arc::new(Journal::default()), Arc::new(Journal::default()));
@@ -38,7 +41,14 @@ impl Process {
             Journal::follow(&out, child.stdout.take().expect("piped")),
             Journal::follow(&err, child.stderr.take().expect("piped")),
         ];
-        Self { name: name.to_owned(), child, out, err, readers, ended: None }
+        Self {
+            name: name.to_owned(),
+            child,
+            out,
+            err,
+            readers,
+            ended: None,
+        }
     }
 
     /// Runs `command` to its end.
@@ -56,7 +66,8 @@ impl Process {
     pub fn signal(&self, signal: libc::c_int) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).expect("a process id"));
         let signal = nix::sys::signal::Signal::try_from(signal).expect("a signal");
-        nix::sys::signal::kill(pid, signal).unwrap_or_else(|err| panic!("cannot signal {}: {err}", self.name));
+        nix::sys::signal::kill(pid, signal)
+            .unwrap_or_else(|err| panic!("cannot signal {}: {err}", self.name));
     }
 
     /// Waits for the end and returns everything. Panics after [`PATIENCE`].
@@ -68,12 +79,12 @@ impl Process {
         for reader in self.readers.drain(..) {
             reader.join().expect("readers do not panic");
         }
-        Finished { name: self.name.clone(), status, out: self.out.bytes(), err: self.err.bytes() }
-    }
-
-    /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
-        self.ended.is_none() && self.child.try_wait().expect("our own child").is_none()
+        Finished {
+            name: self.name.clone(),
+            status,
+            out: self.out.bytes(),
+            err: self.err.bytes(),
+        }
     }
 }
 
@@ -87,7 +98,12 @@ impl Drop for Process {
             let _ = reader.join();
         }
         if thread::panicking() {
-            eprintln!("---- {} printed:\n{}{}", self.name, self.out.text(), self.err.text());
+            eprintln!(
+                "---- {} printed:\n{}{}",
+                self.name,
+                self.out.text(),
+                self.err.text()
+            );
         }
     }
 }
@@ -170,7 +186,11 @@ impl Journal {
 
     /// All of it.
     pub fn bytes(&self) -> Vec<u8> {
-        self.state.lock().expect("no panic while held").bytes.clone()
+        self.state
+            .lock()
+            .expect("no panic while held")
+            .bytes
+            .clone()
     }
 
     /// All of it, as text.
@@ -191,7 +211,12 @@ impl Journal {
 
     /// The same, of the lines after `mark` only.
     #[track_caller]
-    pub fn wait_from<T>(&self, mark: usize, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> T {
+    pub fn wait_from<T>(
+        &self,
+        mark: usize,
+        what: &str,
+        mut find: impl FnMut(&str) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + PATIENCE;
         let mut at = mark;
         let mut state = self.state.lock().expect("no panic while held");
@@ -208,21 +233,29 @@ impl Journal {
                 let so_far = String::from_utf8_lossy(&state.bytes).into_owned();
                 let closed = state.closed;
                 drop(state);
-                panic!("{what} never came ({}); printed so far:\n{so_far}", if closed { "the process ended" } else { "time is up" });
+                panic!(
+                    "{what} never came ({}); printed so far:\n{so_far}",
+                    if closed {
+                        "the process ended"
+                    } else {
+                        "time is up"
+                    }
+                );
             }
-            state = self.changed.wait_timeout(state, left).expect("no panic while held").0;
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .expect("no panic while held")
+                .0;
         }
     }
 
     /// Waits for a JSON log line with this message, and returns its fields.
     #[track_caller]
     pub fn wait_event(&self, mark: usize, message: &str) -> Value {
-        self.wait_from(mark, &format!("the log line {message:?}"), |line| event(line).filter(|event| event["message"] == message))
-    }
-
-    /// Every JSON log line so far.
-    pub fn events(&self) -> Vec<Value> {
-        self.text().lines().filter_map(event).collect()
+        self.wait_from(mark, &format!("the log line {message:?}"), |line| {
+            event(line).filter(|event| event["message"] == message)
+        })
     }
 }
 
@@ -245,18 +278,28 @@ pub fn binary(name: &str) -> PathBuf {
         return claviger;
     }
     static BUILT: Mutex<Vec<String>> = Mutex::new(Vec::new());
-    let mut built = BUILT.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut built = BUILT
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let directory = claviger.parent().expect("a file in a directory");
     if !built.iter().any(|done| done == name) {
         // CLAVIGER_IT_BUILT=1: `scripts/test` has just built the whole workspace.
         if std::env::var_os("CLAVIGER_IT_BUILT").is_none() || !directory.join(name).exists() {
             let mut cargo = Command::new(env!("CARGO"));
-            cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--quiet", "--package", name, "--target-dir"]);
+            cargo.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+                "build",
+                "--quiet",
+                "--package",
+                name,
+                "--target-dir",
+            ]);
             cargo.arg(directory.parent().expect("the target directory"));
             if directory.ends_with("release") {
                 cargo.arg("--release");
             }
-            let status = cargo.status().expect("cargo, which runs this test, can be run again");
+            let status = cargo
+                .status()
+                .expect("cargo, which runs this test, can be run again");
             assert!(status.success(), "`{name}` does not build");
         }
         built.push(name.to_owned());
@@ -288,6 +331,10 @@ pub fn spawn(mut command: Command) -> std::io::Result<Child> {
         Mutex::new(orders)
     });
     let (reply, answer) = mpsc::channel();
-    orders.lock().expect("no panic while held").send((command, reply)).expect("the spawner lives");
+    orders
+        .lock()
+        .expect("no panic while held")
+        .send((command, reply))
+        .expect("the spawner lives");
     answer.recv().expect("the spawner answers")
 }

@@ -26,14 +26,22 @@ pub struct Scripted {
 
 impl Scripted {
     /// For `name`, with a CA of its own.
-    pub fn start(world: &World, name: &str, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+    pub fn start(
+        world: &World,
+        name: &str,
+        script: impl Fn(&mut Peer) + Send + Sync + 'static,
+    ) -> Self {
         let ca = TestCa::new(&world.subdirectory("scripted"), "ca");
         let config = ca.server(&[name]);
         Self::start_with(ca.file().to_owned(), config, script)
     }
 
     /// With a TLS configuration of the test's own.
-    pub fn start_with(ca_file: PathBuf, config: Arc<ServerConfig>, script: impl Fn(&mut Peer) + Send + Sync + 'static) -> Self {
+    pub fn start_with(
+        ca_file: PathBuf,
+        config: Arc<ServerConfig>,
+        script: impl Fn(&mut Peer) + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("bound");
         let ended = Arc::new(AtomicBool::new(false));
@@ -47,7 +55,8 @@ impl Scripted {
                     if ended.load(Ordering::Acquire) {
                         return;
                     }
-                    let (config, script, tell) = (Arc::clone(&config), Arc::clone(&script), tell.clone());
+                    let (config, script, tell) =
+                        (Arc::clone(&config), Arc::clone(&script), tell.clone());
                     thread::spawn(move || {
                         if let Ok(mut peer) = Peer::accept(number, socket, config, tell) {
                             script(&mut peer);
@@ -56,7 +65,13 @@ impl Scripted {
                 }
             }
         });
-        Self { address, ca_file, ended, acceptor: Some(acceptor), news }
+        Self {
+            address,
+            ca_file,
+            ended,
+            acceptor: Some(acceptor),
+            news,
+        }
     }
 
     /// Where it listens.
@@ -72,7 +87,9 @@ impl Scripted {
     /// The next thing that a script tells.
     #[track_caller]
     pub fn told(&self) -> String {
-        self.news.recv_timeout(PATIENCE).expect("the script tells something")
+        self.news
+            .recv_timeout(PATIENCE)
+            .expect("the script tells something")
     }
 
     /// What scripts have told and nobody has asked for.
@@ -103,7 +120,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn accept(number: usize, mut socket: TcpStream, config: Arc<ServerConfig>, tell: mpsc::Sender<String>) -> io::Result<Self> {
+    fn accept(
+        number: usize,
+        mut socket: TcpStream,
+        config: Arc<ServerConfig>,
+        tell: mpsc::Sender<String>,
+    ) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
@@ -114,7 +136,12 @@ impl Peer {
                 return Err(err);
             }
         }
-        Ok(Self { number, stream: StreamOwned::new(connection, socket), ahead: Vec::new(), tell })
+        Ok(Self {
+            number,
+            stream: StreamOwned::new(connection, socket),
+            ahead: Vec::new(),
+            tell,
+        })
     }
 
     /// Tells the test something.
@@ -135,16 +162,6 @@ impl Peer {
         }
     }
 
-    /// Reads exactly so many bytes; `None` when the other side has gone.
-    pub fn read_exact(&mut self, length: usize) -> Option<Vec<u8>> {
-        while self.ahead.len() < length {
-            if self.fill().ok()? == 0 {
-                return None;
-            }
-        }
-        Some(self.ahead.drain(..length).collect())
-    }
-
     /// Reads whatever comes next; empty at the end, however it came.
     pub fn read_some(&mut self) -> Vec<u8> {
         if self.ahead.is_empty() && self.fill().is_err() {
@@ -160,12 +177,18 @@ impl Peer {
 
     /// Sends bytes as they are; what a vanished peer misses is no error here.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
-        self.stream.write_all(bytes.as_ref()).and_then(|()| self.stream.flush()).is_ok()
+        self.stream
+            .write_all(bytes.as_ref())
+            .and_then(|()| self.stream.flush())
+            .is_ok()
     }
 
     /// Answers 200 with this body.
     pub fn answer(&mut self, body: &str) -> bool {
-        self.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+        self.send(format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ))
     }
 
     /// Closes politely.
@@ -173,11 +196,6 @@ impl Peer {
         self.stream.conn.send_close_notify();
         let _ = self.stream.flush();
         let _ = self.stream.sock.shutdown(Shutdown::Both);
-    }
-
-    /// The TLS state.
-    pub fn connection(&self) -> &ServerConnection {
-        &self.stream.conn
     }
 
     fn fill(&mut self) -> io::Result<usize> {

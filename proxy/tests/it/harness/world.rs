@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -45,7 +46,8 @@ impl World {
 
     /// The same, with a CA for other domains.
     pub fn permitting(domains: &[&str]) -> Self {
-        let directory = TempDir::with_prefix_in("it-", env!("CARGO_TARGET_TMPDIR")).expect("target/tmp is writable");
+        let directory = TempDir::with_prefix_in("it-", env!("CARGO_TARGET_TMPDIR"))
+            .expect("target/tmp is writable");
         let world = Self {
             directory,
             keys: Mutex::default(),
@@ -82,7 +84,13 @@ impl World {
     /// Writes a file that only its owner may read.
     pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path).expect("writable");
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .expect("writable");
         file.write_all(content.as_ref()).expect("written");
         path
     }
@@ -94,7 +102,10 @@ impl World {
         while bits.len() < 40 {
             bits.extend(RandomState::new().hash_one(bits.len()).to_le_bytes());
         }
-        let mut key: String = bits[..40].iter().map(|byte| char::from(ALPHABET[usize::from(byte & 63)])).collect();
+        let mut key: String = bits[..40]
+            .iter()
+            .map(|byte| char::from(ALPHABET[usize::from(byte & 63)]))
+            .collect();
         // One of each that encodings treat differently, so that the forms differ.
         key.replace_range(10..12, "/+");
         self.secret(&key);
@@ -103,7 +114,10 @@ impl World {
 
     /// Has a key of the test's own making looked for at the end.
     pub fn secret(&self, key: &str) {
-        self.keys.lock().expect("no panic while held").push(key.to_owned());
+        self.keys
+            .lock()
+            .expect("no panic while held")
+            .push(key.to_owned());
     }
 
     /// Makes a key, writes it to a file, and returns both.
@@ -129,24 +143,40 @@ impl World {
 
     /// Has further bytes searched at the end.
     pub fn evidence(&self, place: &str, bytes: impl Into<Vec<u8>>) {
-        self.evidence.lock().expect("no panic while held").push((place.to_owned(), bytes.into()));
+        self.evidence
+            .lock()
+            .expect("no panic while held")
+            .push((place.to_owned(), bytes.into()));
     }
 
     /// The tables that every configuration here starts with: one worker, the audit
     /// trail, the CA, and a listener `main` on a free port.
     pub fn base(&self) -> String {
-        format!("{}{}", self.base_without_listener(), "[[listener]]\nname = \"main\"\naddress = [\"127.0.0.1:0\"]\n")
+        format!(
+            "{}{}",
+            self.base_without_listener(),
+            "[[listener]]\nname = \"main\"\naddress = [\"127.0.0.1:0\"]\n"
+        )
     }
 
     /// The same without the listener.
     pub fn base_without_listener(&self) -> String {
-        format!("[server]\nworkers = 1\n[audit]\npath = {:?}\n[ca]\ndirectory = {:?}\n", self.path("audit.ndjson"), self.path("ca"))
+        format!(
+            "[server]\nworkers = 1\ncpus = [{}]\nstate_dir = {:?}\n[audit]\npath = {:?}\n[ca]\ndirectory = {:?}\n",
+            next_cpu(),
+            self.path("state"),
+            self.path("audit.ndjson"),
+            self.path("ca")
+        )
     }
 
     /// A `claviger` command with a clean environment.
     pub fn command(&self) -> Command {
         let mut command = Command::new(process::binary("claviger"));
-        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.directory.path());
+        command
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.directory.path());
         command.current_dir(self.directory.path());
         command
     }
@@ -157,7 +187,10 @@ impl World {
         let mut command = self.command();
         command.args(arguments);
         let finished = Process::run("claviger", command);
-        self.evidence(&format!("the output of `claviger {}`", arguments[0]), finished.all());
+        self.evidence(
+            &format!("the output of `claviger {}`", arguments[0]),
+            finished.all(),
+        );
         finished
     }
 
@@ -171,17 +204,36 @@ impl World {
     #[track_caller]
     pub fn start_with(&self, config: &str, mut command: Command, arguments: &[&str]) -> Claviger {
         let path = self.write("claviger.toml", config);
-        command.arg("run").arg("--config").arg(&path).args(arguments);
+        command
+            .arg("run")
+            .arg("--config")
+            .arg(&path)
+            .args(arguments);
         let process = self.watch("claviger", command);
         let serving = process.err.wait_event(0, "serving");
-        let listed = serving["addresses"].as_str().map_or_else(|| serving["addresses"].to_string(), str::to_owned);
+        let listed = serving["addresses"]
+            .as_str()
+            .map_or_else(|| serving["addresses"].to_string(), str::to_owned);
         let mut addresses = BTreeMap::<String, Vec<SocketAddr>>::new();
-        for word in listed.split(|c: char| c.is_whitespace() || c == ',' || c == ';').filter(|word| !word.is_empty()) {
-            let (name, address) = word.split_once('=').unwrap_or_else(|| panic!("not NAME=ADDRESS: {listed}"));
-            let address = address.parse().unwrap_or_else(|err| panic!("{address}: {err}"));
+        for word in listed
+            .split(|c: char| c.is_whitespace() || c == ',' || c == ';')
+            .filter(|word| !word.is_empty())
+        {
+            let (name, address) = word
+                .split_once('=')
+                .unwrap_or_else(|| panic!("not NAME=ADDRESS: {listed}"));
+            let address = address
+                .parse()
+                .unwrap_or_else(|err| panic!("{address}: {err}"));
             addresses.entry(name.to_owned()).or_default().push(address);
         }
-        Claviger { process, addresses, audit: self.path("audit.ndjson"), config: path, transcript: self.transcript() }
+        Claviger {
+            process,
+            addresses,
+            audit: self.path("audit.ndjson"),
+            config: path,
+            transcript: self.transcript(),
+        }
     }
 
     /// Starts a process whose outputs are searched at the end.
@@ -189,7 +241,10 @@ impl World {
     pub fn watch(&self, name: &str, command: Command) -> Process {
         let process = Process::start(name, command);
         let mut journals = self.journals.lock().expect("no panic while held");
-        journals.push((format!("the standard output of {name}"), Arc::clone(&process.out)));
+        journals.push((
+            format!("the standard output of {name}"),
+            Arc::clone(&process.out),
+        ));
         journals.push((format!("the log of {name}"), Arc::clone(&process.err)));
         process
     }
@@ -197,15 +252,27 @@ impl World {
     /// The search itself, over everything collected up to now.
     #[track_caller]
     pub fn assert_no_leak(&self) {
-        let mut places = vec![("what clients received".to_owned(), self.transcript.lock().expect("no panic while held").clone())];
+        let mut places = vec![(
+            "what clients received".to_owned(),
+            self.transcript.lock().expect("no panic while held").clone(),
+        )];
         for (name, journal) in self.journals.lock().expect("no panic while held").iter() {
             places.push((name.clone(), journal.bytes()));
         }
-        places.extend(self.evidence.lock().expect("no panic while held").iter().cloned());
+        places.extend(
+            self.evidence
+                .lock()
+                .expect("no panic while held")
+                .iter()
+                .cloned(),
+        );
         for entry in fs::read_dir(self.directory.path()).expect("readable") {
             let entry = entry.expect("readable");
             if entry.file_name().to_string_lossy().starts_with("audit") {
-                places.push((format!("{:?}", entry.file_name()), fs::read(entry.path()).unwrap_or_default()));
+                places.push((
+                    format!("{:?}", entry.file_name()),
+                    fs::read(entry.path()).unwrap_or_default(),
+                ));
             }
         }
         for key in self.keys.lock().expect("no panic while held").iter() {
@@ -244,7 +311,9 @@ impl Claviger {
     /// All addresses of a listener.
     #[track_caller]
     pub fn addresses_of(&self, listener: &str) -> &[SocketAddr] {
-        self.addresses.get(listener).unwrap_or_else(|| panic!("no listener {listener}: {:?}", self.addresses))
+        self.addresses
+            .get(listener)
+            .unwrap_or_else(|| panic!("no listener {listener}: {:?}", self.addresses))
     }
 
     /// Its process id.
@@ -262,11 +331,6 @@ impl Claviger {
         &self.process
     }
 
-    /// Whether it still runs.
-    pub fn is_running(&mut self) -> bool {
-        self.process.is_running()
-    }
-
     /// Connects to the listener `main` as a client of [`HOST`].
     #[track_caller]
     pub fn connect(&self, world: &World) -> Client {
@@ -276,12 +340,18 @@ impl Claviger {
     /// Connects with another server name.
     #[track_caller]
     pub fn connect_as(&self, world: &World, name: &str) -> Client {
-        self.connect_with(name, world.client_config()).unwrap_or_else(|err| panic!("cannot connect to {name} at {}: {err}", self.address()))
+        self.connect_with(name, world.client_config())
+            .unwrap_or_else(|err| panic!("cannot connect to {name} at {}: {err}", self.address()))
     }
 
     /// Connects with a TLS configuration of the test's own.
     pub fn connect_with(&self, name: &str, config: ClientConfig) -> std::io::Result<Client> {
-        Client::tls(self.address(), name, Arc::new(config), Arc::clone(&self.transcript))
+        Client::tls(
+            self.address(),
+            name,
+            Arc::new(config),
+            Arc::clone(&self.transcript),
+        )
     }
 
     /// One request on a connection of its own.
@@ -321,13 +391,17 @@ impl Claviger {
     /// Waits for the first audit record of which `find` makes something.
     #[track_caller]
     pub fn wait_audit<T>(&self, what: &str, find: impl Fn(&Value) -> Option<T>) -> T {
-        eventually(&format!("the audit record of {what}"), || self.audit().iter().find_map(&find))
+        eventually(&format!("the audit record of {what}"), || {
+            self.audit().iter().find_map(&find)
+        })
     }
 
     /// Waits for the audit record of the exchange with this path.
     #[track_caller]
     pub fn audit_of(&self, path: &str) -> Value {
-        self.wait_audit(path, |record| (record["path"] == path && record["event"] == "exchange").then(|| record.clone()))
+        self.wait_audit(path, |record| {
+            (record["path"] == path && record["event"] == "exchange").then(|| record.clone())
+        })
     }
 
     /// Asks it to end and returns how it did.
@@ -344,12 +418,26 @@ impl Claviger {
     }
 }
 
+/// The CPUs that we may use, in turn: workers are pinned, and those of parallel
+/// tests must not all sit on the first one.
+fn next_cpu() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let pid = nix::unistd::Pid::from_raw(0);
+    let allowed = nix::sched::sched_getaffinity(pid).expect("our own affinity");
+    let cpus: Vec<usize> = (0..nix::sched::CpuSet::count())
+        .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
+        .collect();
+    cpus[NEXT.fetch_add(1, Ordering::Relaxed) % cpus.len()]
+}
+
 /// The records of an audit file; a line under way is left out.
 pub fn read_audit(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|err| panic!("not a record ({err}): {line}")))
+        .map(|line| {
+            serde_json::from_str(line).unwrap_or_else(|err| panic!("not a record ({err}): {line}"))
+        })
         .collect()
 }
 
@@ -380,20 +468,34 @@ impl Site {
     #[track_caller]
     pub fn with(route: &str, tables: &str) -> Self {
         Self::build(&[], |world, mock, key_file| {
-            format!("{}{}{}{route}\n{tables}", world.base(), mock.upstream("mock", HOST), bearer_route(key_file))
+            format!(
+                "{}{}{}{route}\n{tables}",
+                world.base(),
+                mock.upstream("mock", HOST),
+                bearer_route(key_file)
+            )
         })
     }
 
     /// With a configuration of the test's own making.
     #[track_caller]
-    pub fn build(mock_options: &[&str], config: impl FnOnce(&World, &Mock, &Path) -> String) -> Self {
+    pub fn build(
+        mock_options: &[&str],
+        config: impl FnOnce(&World, &Mock, &Path) -> String,
+    ) -> Self {
         let world = World::new();
         let (key, key_file) = world.key_file("key");
         let mut options = vec!["--key", &key, "--auth", "bearer"];
         options.extend(mock_options);
         let mock = Mock::start(&world, &[HOST], &options);
         let claviger = world.start(&config(&world, &mock, &key_file));
-        Self { claviger, mock, key, key_file, world }
+        Self {
+            claviger,
+            mock,
+            key,
+            key_file,
+            world,
+        }
     }
 
     /// A connection to Claviger.

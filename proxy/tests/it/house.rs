@@ -1,0 +1,217 @@
+//! The house's own rules, which no compiler checks. Each failure names the path
+//! that broke it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `cargo tree -p PACKAGE -i DEPENDENCY`: what brings it in, or nothing.
+fn brought_in(package: &str, dependency: &str) -> Option<String> {
+    let output = Command::new(env!("CARGO"))
+        .current_dir(root())
+        .args([
+            "tree",
+            "--locked",
+            "--quiet",
+            "--edges",
+            "normal,build",
+            "--package",
+            package,
+            "--invert",
+            dependency,
+        ])
+        .output()
+        .expect("cargo, which runs this test, can be run again");
+    let tree = String::from_utf8_lossy(&output.stdout).into_owned();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() || said.contains("did not match any packages"),
+        "{said}"
+    );
+    (!tree.trim().is_empty()).then_some(tree)
+}
+
+#[test]
+fn the_planes_have_one_runtime_each() {
+    for (package, dependency) in [
+        ("dataplane", "tokio"),
+        ("controlplane", "monoio"),
+        ("dataplane", "controlplane"),
+        ("controlplane", "dataplane"),
+        ("policy", "tokio"),
+        ("policy", "monoio"),
+        ("policy", "serde"),
+        ("wire", "policy"),
+        ("handoff", "policy"),
+        ("handoff", "wire"),
+        ("mock-upstream", "wire"),
+        ("loadgen", "wire"),
+        ("claviger", "ring"),
+        ("claviger", "openssl-sys"),
+    ] {
+        if let Some(tree) = brought_in(package, dependency) {
+            panic!("`{dependency}` must not be under `{package}`; this brings it in:\n{tree}");
+        }
+    }
+    // The search would have found one.
+    assert!(
+        brought_in("dataplane", "monoio").is_some()
+            && brought_in("controlplane", "tokio").is_some()
+    );
+}
+
+/// Every Rust file under `directory`, with its text before `mod tests`.
+fn sources(directory: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(directory)];
+    while let Some(directory) = open.pop() {
+        for entry in
+            fs::read_dir(&directory).unwrap_or_else(|err| panic!("{}: {err}", directory.display()))
+        {
+            let path = entry.expect("readable").path();
+            if path.is_dir() {
+                // Tests may do what the product may not.
+                if path.file_name().is_some_and(|name| name != "tests") {
+                    open.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs")
+                && path.file_stem().is_some_and(|stem| stem != "tests")
+            {
+                let text = fs::read_to_string(&path).expect("UTF-8");
+                let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+                found.push((path, text[..end].to_owned()));
+            }
+        }
+    }
+    assert!(!found.is_empty());
+    found
+}
+
+/// Lines of code (comments left out) that contain one of these words.
+fn lines_with(directory: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for (path, text) in sources(directory) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            if words.iter().any(|word| code.contains(word)) {
+                found.push(format!(
+                    "{}:{}: {}",
+                    path.strip_prefix(root()).unwrap_or(&path).display(),
+                    number + 1,
+                    line.trim()
+                ));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn secrets_are_read_in_policy_only() {
+    for directory in [
+        "src",
+        "wire/src",
+        "handoff/src",
+        "dataplane/src",
+        "controlplane/src",
+    ] {
+        assert_eq!(
+            lines_with(directory, &[".expose("]),
+            [] as [String; 0],
+            "only `policy` reads a secret's bytes"
+        );
+    }
+    assert!(
+        !lines_with("policy/src", &[".expose("]).is_empty(),
+        "the search would have found one"
+    );
+}
+
+#[test]
+fn one_file_replaces_a_snapshot() {
+    let publishing = ["Published::publish", ".publish("];
+    for directory in ["src", "dataplane/src", "policy/src", "wire/src"] {
+        assert_eq!(
+            lines_with(directory, &publishing),
+            [] as [String; 0],
+            "only `publish.rs` replaces what is published"
+        );
+    }
+    let elsewhere: Vec<_> = lines_with("controlplane/src", &publishing)
+        .into_iter()
+        .filter(|line| !line.starts_with("controlplane/src/publish.rs:"))
+        .collect();
+    assert_eq!(
+        elsewhere,
+        [] as [String; 0],
+        "only `publish.rs` replaces what is published"
+    );
+    assert!(
+        !lines_with("controlplane/src/", &publishing).is_empty(),
+        "the search would have found one"
+    );
+}
+
+/// Time, randomness and the world are arguments there.
+#[test]
+fn wire_and_policy_decide_and_never_look() {
+    let looking = [
+        "std::fs",
+        "std::process",
+        "std::thread",
+        "Instant",
+        "SystemTime",
+        "TcpStream",
+        "TcpListener",
+        "UdpSocket",
+        "UnixStream",
+        "getrandom",
+        "thread_rng",
+        "ToSocketAddrs",
+        "std::env",
+        "std::io",
+    ];
+    for directory in ["wire/src", "policy/src"] {
+        assert_eq!(
+            lines_with(directory, &looking),
+            [] as [String; 0],
+            "{directory} does no I/O and reads no clock"
+        );
+    }
+}
+
+#[test]
+fn the_runtime_has_one_name() {
+    let named: Vec<_> = lines_with("dataplane/src", &["monoio::", "use monoio"])
+        .into_iter()
+        .filter(|line| !line.starts_with("dataplane/src/rt"))
+        .collect();
+    assert_eq!(
+        named,
+        [] as [String; 0],
+        "only `dataplane/src/rt` names the runtime"
+    );
+}
+
+/// What is published to other people names no host that only some can reach.
+#[test]
+fn lock_files_name_no_private_registry() {
+    for lock in [
+        "../Cargo.lock",
+        "tests/it/clients/package-lock.json",
+        "tests/it/clients/requirements.txt",
+    ] {
+        let text = fs::read_to_string(root().join(lock)).expect("it is part of the repository");
+        for line in text.lines().filter(|line| line.contains("://")) {
+            assert!(
+                line.contains("https://github.com/rust-lang/crates.io-index")
+                    || line.trim_start().starts_with('#'),
+                "{lock}: {line}"
+            );
+        }
+    }
+}
