@@ -154,6 +154,10 @@ impl Connection {
             };
             match after {
                 Ok(After::KeepAlive) if !self.closing => {}
+                // Requests that were pipelined behind the last one would provoke a reset.
+                Ok(After::KeepAlive | After::Close) if !self.stream.input().is_empty() => {
+                    return self.linger().await;
+                }
                 Ok(After::KeepAlive | After::Close) => {
                     let _ = self.stream.finish().await;
                     return;

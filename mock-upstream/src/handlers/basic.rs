@@ -103,7 +103,10 @@ const PATTERN_PERIOD: u64 = 65_521;
 /// `/sse?n=5&ms=50`: `n` events `ms` apart, each sent by itself, then `[DONE]`.
 pub(super) async fn events(conn: &mut Connection) -> Result<After, Gone> {
     let query = conn.head.query();
-    let count = uri::number(query, "n").unwrap_or(5);
+    let count = match conn.head.is_head_request() {
+        true => 0,
+        false => uri::number(query, "n").unwrap_or(5),
+    };
     let gap = duration(uri::number(query, "ms").unwrap_or(50));
     let mut sender = EventSender::begin(conn, &[]);
     for index in 0..count {
