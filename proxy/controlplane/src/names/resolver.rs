@@ -184,9 +184,9 @@ impl Resolving {
         self.names.shared.changed.notify_one();
     }
 
-    /// Waits until each of `names` has been asked for once, for the settings'
-    /// `first_wait` at the longest. `false` when that is over first.
-    pub(crate) async fn first_answers(&self, names: &[Name]) -> bool {
+    /// Waits until each of `names` has been asked for once, whatever came of it.
+    /// `false` when `at_most` is over first.
+    pub(crate) async fn first_answers(&self, names: &[Name], at_most: Duration) -> bool {
         let all = async {
             loop {
                 let settled = self.names.shared.settled_async.notified();
@@ -199,9 +199,7 @@ impl Resolving {
                 settled.await;
             }
         };
-        tokio::time::timeout(self.settings.first_wait, all)
-            .await
-            .is_ok()
+        tokio::time::timeout(at_most, all).await.is_ok()
     }
 
     fn spawn(&mut self, name: Name) {

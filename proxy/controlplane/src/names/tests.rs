@@ -212,7 +212,6 @@ fn settings(servers: &[SocketAddr]) -> DnsSettings {
         timeout: Duration::from_millis(500),
         attempts: 1,
         ttl_floor: Duration::from_millis(200),
-        first_wait: LONG,
         ..DnsSettings::default()
     }
 }
@@ -231,7 +230,7 @@ async fn both_kinds_of_addresses_are_found_and_changes_are_followed() {
     );
     let all = [api.clone(), other.clone(), nobody.clone()];
     resolving.add(&all, OwnAddresses::default());
-    assert!(resolving.first_answers(&all).await);
+    assert!(resolving.first_answers(&all, LONG).await);
     let found = ["192.0.2.1:443", "192.0.2.2:443", "[2001:db8::1]:443"];
     bench.assert_addresses(&api, &found);
     bench.assert_addresses(&other, &["192.0.2.9:443"]);
@@ -292,14 +291,13 @@ async fn resolvers_that_never_answer_hold_nobody_up() {
     let api = name(1, "api.test");
     let one = std::slice::from_ref(&api);
     let bench = Bench::new();
-    let mut resolving = bench.resolving(DnsSettings {
-        first_wait: Duration::from_millis(200),
-        ..settings(&[dead])
-    });
+    let mut resolving = bench.resolving(settings(&[dead]));
     resolving.add(one, OwnAddresses::default());
     let started = Instant::now();
     assert!(
-        !resolving.first_answers(one).await,
+        !resolving
+            .first_answers(one, Duration::from_millis(200))
+            .await,
         "there is no answer to wait for"
     );
     assert!(started.elapsed() < Duration::from_secs(2));
@@ -359,7 +357,7 @@ async fn answers_that_lead_back_or_inside_are_refused_with_the_cure() {
     names.push(inner_allowed.clone());
     let own = OwnAddresses::of(["203.0.113.5:443".parse().expect("an address")]);
     resolving.add(&names, own);
-    assert!(resolving.first_answers(&names).await);
+    assert!(resolving.first_answers(&names, LONG).await);
     for refused in &all[..4] {
         bench.assert_addresses(refused, &[]);
     }
@@ -404,7 +402,7 @@ async fn an_answer_too_long_for_udp_comes_over_tcp() {
     let mut resolving = bench.resolving(settings(&[dns.address]));
     let names = [name(1, "many.test")];
     resolving.add(&names, OwnAddresses::default());
-    assert!(resolving.first_answers(&names).await);
+    assert!(resolving.first_answers(&names, LONG).await);
     assert_eq!(
         bench.addresses(&names[0]).len(),
         8,
@@ -447,7 +445,7 @@ async fn questions_for_ipv6_that_vanish_do_not_keep_ipv4_waiting() {
     let names = [name(1, "api.test")];
     let started = Instant::now();
     resolving.add(&names, OwnAddresses::default());
-    assert!(resolving.first_answers(&names).await);
+    assert!(resolving.first_answers(&names, LONG).await);
     bench.assert_addresses(&names[0], &["192.0.2.1:443"]);
     assert!(
         started.elapsed() < Duration::from_secs(4),
@@ -495,13 +493,13 @@ async fn dns_over_tls_verifies_the_resolver() {
     let bench = Bench::new();
     let mut resolving = bench.resolving(settings("resolver.test"));
     resolving.add(&names, OwnAddresses::default());
-    assert!(resolving.first_answers(&names).await);
+    assert!(resolving.first_answers(&names, LONG).await);
     bench.assert_addresses(&names[0], &["192.0.2.1:443"]);
     // Somebody else's certificate is no resolver of ours.
     let bench = Bench::new();
     let mut resolving = bench.resolving(settings("other.test"));
     resolving.add(&names, OwnAddresses::default());
-    assert!(resolving.first_answers(&names).await);
+    assert!(resolving.first_answers(&names, LONG).await);
     bench.assert_addresses(&names[0], &[]);
 }
 
