@@ -46,9 +46,29 @@ pub async fn serve(core: &Rc<Core>, listener: Arc<str>, client: SocketAddr, sock
     };
     let draft = Draft::new(Arc::clone(&peer.listener), client);
     draft.borrow_mut().server_name.clone_from(&peer.server_name);
+    let _record = LastRecord {
+        core,
+        draft: &draft,
+    };
     exchanges(core, &peer, &draft, &mut down).await;
-    // Whatever way it ended, an exchange that was begun has its record.
-    core.ledger.end(&mut draft.borrow_mut(), None);
+}
+
+/// Whatever way a connection ends, be it a panic, an exchange that was begun has
+/// its record.
+struct LastRecord<'a> {
+    core: &'a Core,
+    draft: &'a RefCell<Draft>,
+}
+
+impl Drop for LastRecord<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut draft) = self.draft.try_borrow_mut() {
+            if std::thread::panicking() {
+                draft.refused = Some((policy::Refuser::Claviger, "panic"));
+            }
+            self.core.ledger.end(&mut draft, None);
+        }
+    }
 }
 
 /// The handshake, where the listener speaks TLS.
@@ -70,7 +90,7 @@ async fn greet(
         let limit = view.limits.handshake_timeout;
         // Boxed: a handshake's state is large and short-lived.
         match Box::pin(tls::accept(core, &view, settings, down, limit)).await {
-            Ok(accepted) => peer.server_name = accepted.server_name,
+            Ok(accepted) => peer.server_name = Some(accepted.server_name),
             Err(error) => {
                 tracing::debug!(listener = &*peer.listener, client = %peer.address, "handshake failed: {error}");
                 return None;

@@ -29,6 +29,11 @@ use crate::tunnel;
 /// Informational responses passed on for one request; more are an attack.
 const INFORMATIONAL_MAX: usize = 16;
 
+/// A body of at most this length is gathered before the request goes on: many
+/// clients send it right behind the head, and a request that is at hand whole is
+/// one message to the upstream and can be sent again. Larger ones stream.
+const GATHER_BYTES_MAX: u64 = 16 * 1024;
+
 /// What becomes of the caller's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
@@ -98,7 +103,7 @@ pub async fn run(
             return exchange.refuse(desk, &problem, Rest::Unknown).await;
         }
     };
-    let rest = Rest::of(framing, desk.request.rest().len());
+    let mut rest = Rest::of(framing, desk.request.rest().len());
     let permit = match view.authorize(&peer.listener, &peer.caller(), &desk.request) {
         Verdict::Allow(permit) => permit,
         Verdict::Deny(denial) => {
@@ -116,6 +121,15 @@ pub async fn run(
     // The place comes before the key: what cannot be recorded does not happen.
     if route.audit_required && !core.ledger.reserve(&mut draft.borrow_mut()) {
         return exchange.refuse(desk, &AUDIT_UNAVAILABLE, rest).await;
+    }
+    if let BodyFraming::Length(length) = framing
+        && length <= GATHER_BYTES_MAX
+        && !desk.request.expects_continue()
+    {
+        match exchange.gather(desk, length as usize).await {
+            Ok(()) => rest = Rest::AtHand(length as usize),
+            Err(failed) => return exchange.fail(desk, failed, rest).await,
+        }
     }
     let next = exchange.proxy(desk, &permit, framing, rest).await;
     core.ledger
@@ -327,6 +341,22 @@ impl Exchange<'_> {
             Ok(_) => Next::Linger,
             Err(_) => Next::Drop,
         }
+    }
+
+    /// Waits for a short body.
+    async fn gather(&mut self, desk: &mut Desk, length: usize) -> Result<(), Failed> {
+        let mut incoming = self.down.incoming();
+        while desk.request.rest().len() < length {
+            match incoming.fill(self.write_timeout).await {
+                Ok(Filled::Data) => incoming.take(|chunk| {
+                    desk.request.buffer().extend_from_slice(chunk);
+                    (chunk.len(), ())
+                }),
+                Ok(Filled::End) => return Err(Failed::Abandoned),
+                Err(error) => return Err(upload_failed(BodyError::Source(error), true)),
+            }
+        }
+        Ok(())
     }
 
     /// Carries an authorised request to its upstream and the answer back.
@@ -616,7 +646,7 @@ fn lease_problem(error: &LeaseError) -> Problem {
 fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
     let (problem, reason) = match error {
         BodyError::TooLarge => (BODY_TOO_LARGE, "body_too_large"),
-        BodyError::Framing(_) => (REQUEST_BODY_BROKEN, "request_body_malformed"),
+        BodyError::Framing => (REQUEST_BODY_BROKEN, "request_body_malformed"),
         BodyError::Source(error) if error.kind() == io::ErrorKind::TimedOut => {
             (REQUEST_BODY_TIMEOUT, "request_body_timeout")
         }
@@ -757,7 +787,7 @@ impl Answer<'_, '_> {
                 ),
                 down,
             )),
-            Err(BodyError::Framing(_) | BodyError::TooLarge) => {
+            Err(BodyError::Framing | BodyError::TooLarge) => {
                 Err(Failed::Cut(Refuser::Upstream, "upstream_framing_broken"))
             }
         }

@@ -42,7 +42,7 @@ pub enum BodyError {
     /// Whoever sends it broke off, was too slow, or failed.
     Source(io::Error),
     /// Whoever sends it broke the framing.
-    Framing(ChunkError),
+    Framing,
     /// Whoever receives it is gone or does not read.
     Sink(io::Error),
     /// It is larger than the route allows.
@@ -113,7 +113,7 @@ impl Body<'_> {
             let (n, data) = self
                 .reader
                 .read(&input[used..])
-                .map_err(BodyError::Framing)?;
+                .map_err(|_| BodyError::Framing)?;
             let data = &input[used..][data];
             self.count(data.len())?;
             if !data.is_empty() {
@@ -217,7 +217,7 @@ impl Body<'_> {
         while used < input.len() && !self.reader.is_done() {
             let (n, data) = match self.reader.read(&input[used..]) {
                 Ok(read) => read,
-                Err(error) => return (used, Err(BodyError::Framing(error))),
+                Err(_) => return (used, Err(BodyError::Framing)),
             };
             let data = &input[used..][data];
             used += n;

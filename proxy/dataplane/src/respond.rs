@@ -8,10 +8,9 @@ use policy::{Denial, Refuser};
 
 use crate::transport::{Filled, Transport};
 
-/// How long and how much is read after an answer to a request whose body was not
-/// taken, so that closing does not destroy the answer on its way (RFC 9112, 9.6).
+/// How long is read after an answer to a request whose body was not taken, so
+/// that closing does not destroy the answer on its way (RFC 9112, 9.6).
 const LINGER_TIME: Duration = Duration::from_secs(2);
-const LINGER_READS_MAX: usize = 64;
 
 /// What an own answer says.
 #[derive(Debug, Clone)]
@@ -24,6 +23,8 @@ pub struct Problem {
     pub refuser: Refuser,
     /// Seconds after which a second try makes sense.
     pub retry_after: Option<u32>,
+    /// The methods that are served, for a 405 (RFC 9110, section 10.2.1).
+    pub allow: Option<Box<str>>,
 }
 
 impl Problem {
@@ -39,6 +40,7 @@ impl Problem {
             detail,
             refuser,
             retry_after: None,
+            allow: None,
         }
     }
 
@@ -50,7 +52,10 @@ impl Problem {
 
 impl From<&Denial> for Problem {
     fn from(denial: &Denial) -> Self {
-        Problem::new(denial.status, denial.reason, denial.refuser, denial.detail)
+        Problem {
+            allow: denial.allow.clone(),
+            ..Problem::new(denial.status, denial.reason, denial.refuser, denial.detail)
+        }
     }
 }
 
@@ -79,8 +84,13 @@ pub async fn answer(
         .retry_after
         .map(|seconds| format!("Retry-After: {seconds}\r\n"))
         .unwrap_or_default();
+    let allow = problem
+        .allow
+        .as_ref()
+        .map(|methods| format!("Allow: {methods}\r\n"))
+        .unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\nClaviger-Answer: {refuser}; reason={reason}\r\nClaviger-Request-Id: {request_id}\r\n{retry_after}{close}\r\n",
+        "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\nClaviger-Answer: {refuser}; reason={reason}\r\nClaviger-Request-Id: {request_id}\r\n{retry_after}{allow}{close}\r\n",
         status = problem.status,
         length = body.len(),
         refuser = problem.refuser.as_str(),
@@ -99,9 +109,14 @@ pub async fn answer(
 pub async fn linger(down: &mut Transport) {
     down.goodbye().await;
     down.finish_sending();
-    let mut incoming = down.incoming();
-    for _ in 0..LINGER_READS_MAX {
-        match incoming.fill(LINGER_TIME).await {
+    let begun_ms = down.watch().now_ms();
+    loop {
+        let spent = Duration::from_millis(down.watch().now_ms().saturating_sub(begun_ms));
+        let Some(left) = LINGER_TIME.checked_sub(spent) else {
+            return;
+        };
+        let mut incoming = down.incoming();
+        match incoming.fill(left).await {
             Ok(Filled::Data) => incoming.take(|chunk| (chunk.len(), ())),
             Ok(Filled::End) | Err(_) => return,
         }

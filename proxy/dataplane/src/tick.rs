@@ -57,12 +57,15 @@ pub struct Slot {
     gone: Cell<bool>,
     recv_due: Cell<u64>,
     send_due: Cell<u64>,
-    expired: Cell<bool>,
+    recv_late: Cell<bool>,
+    send_late: Cell<bool>,
     /// Since when the peer is watched for hanging up; `NEVER` is not at all.
     watched_since: Cell<u64>,
     hung_up: Cell<bool>,
     /// Since when a receive waits for a next request; `NEVER` is not at all.
     idle_since: Cell<u64>,
+    /// Its receive was stopped, so that it holds no buffer.
+    cold: Cell<bool>,
     stop: Stop,
     /// The other side of the exchange, cut when this one hangs up.
     partner: RefCell<Weak<Slot>>,
@@ -99,10 +102,12 @@ impl Tick {
             gone: Cell::new(false),
             recv_due: Cell::new(NEVER),
             send_due: Cell::new(NEVER),
-            expired: Cell::new(false),
+            recv_late: Cell::new(false),
+            send_late: Cell::new(false),
             watched_since: Cell::new(NEVER),
             hung_up: Cell::new(false),
             idle_since: Cell::new(NEVER),
+            cold: Cell::new(false),
             stop,
             partner: RefCell::new(Weak::new()),
         });
@@ -134,21 +139,23 @@ impl Tick {
         let look_for_hangups = sweeps.is_multiple_of(HANGUP_SWEEPS);
         let (mut fds, mut watched) = self.polled.take();
         for slot in self.slots.borrow().entries.iter().flatten() {
-            if slot.recv_due.get() <= now || slot.send_due.get() <= now {
-                // A send in flight is not ended by closing the receiving side.
-                let sending = slot.send_due.get() != NEVER;
+            if slot.recv_due.get() <= now {
                 slot.recv_due.set(NEVER);
+                slot.recv_late.set(true);
+                // The other direction may still carry the answer that says so.
+                rt::cut(slot.fd, true);
+            }
+            if slot.send_due.get() <= now {
                 slot.send_due.set(NEVER);
-                slot.expired.set(true);
-                rt::cut(slot.fd, !sending);
-                continue;
+                slot.send_late.set(true);
+                rt::cut(slot.fd, false);
             }
             let idle_since = slot.idle_since.get();
             if idle_since != NEVER {
                 if draining {
                     rt::cut(slot.fd, true);
-                } else if now.saturating_sub(idle_since) >= COLD_AFTER_MS {
-                    slot.idle_since.set(NEVER);
+                } else if !slot.cold.get() && now.saturating_sub(idle_since) >= COLD_AFTER_MS {
+                    slot.cold.set(true);
                     slot.stop.stop();
                 }
             }
@@ -207,7 +214,17 @@ impl Registration {
 
     /// Whether the sweep cut the socket because its time was up.
     pub fn is_expired(&self) -> bool {
-        self.slot.expired.get()
+        self.is_recv_late() || self.is_send_late()
+    }
+
+    /// Whether the receiving direction was cut because its time was up.
+    pub fn is_recv_late(&self) -> bool {
+        self.slot.recv_late.get()
+    }
+
+    /// Whether the socket was cut because a send took too long.
+    pub fn is_send_late(&self) -> bool {
+        self.slot.send_late.get()
     }
 
     /// Watches for the peer hanging up; then `partner`, if there is one, is cut.
@@ -230,6 +247,7 @@ impl Registration {
     /// A stoppable receive waits for the next request: after a while the sweep
     /// stops it, so that its buffer can be given back.
     pub fn idle(&self, is_idle: bool) {
+        self.slot.cold.set(false);
         self.slot.idle_since.set(if is_idle {
             self.tick.now_ms.get()
         } else {

@@ -18,9 +18,9 @@ const ALERT_UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// What the handshake has settled.
 pub struct Accepted {
-    /// The server name that was asked for, in lower case. `None` if it was absent
-    /// or unknown and the listener serves such callers all the same.
-    pub server_name: Option<Box<str>>,
+    /// The server name that was asked for, in lower case; or that of the host
+    /// which the listener serves when it was absent or unknown.
+    pub server_name: Box<str>,
 }
 
 /// Serves a caller's handshake within `limit`.
@@ -112,12 +112,12 @@ async fn handshake(
     Ok(Accepted { server_name })
 }
 
-/// The configuration for a server name on a listener, and the name if it is known.
+/// The configuration for a server name on a listener, and the name that it stands for.
 fn choose(
     snapshot: &Snapshot,
     listener: &Listener,
     asked: Option<Box<str>>,
-) -> Option<(Arc<ServerConfig>, Option<Box<str>>)> {
+) -> Option<(Arc<ServerConfig>, Box<str>)> {
     if let Some(asked) = asked
         && let Some(index) = snapshot.find_host(&asked)
     {
@@ -125,14 +125,16 @@ fn choose(
         if host.is_on(&listener.name)
             && let Some(tls) = &host.tls
         {
-            return Some((Arc::clone(tls), Some(asked)));
+            return Some((Arc::clone(tls), asked));
         }
     }
     match &listener.unknown_sni {
         UnknownSni::Refuse => None,
         UnknownSni::Host(name) => {
             let host = snapshot.host(snapshot.find_host(name)?);
-            Some((Arc::clone(host.tls.as_ref()?), None))
+            // It has shown this host's certificate, so it is this host's caller: a
+            // Host field that names another one is misdirected.
+            Some((Arc::clone(host.tls.as_ref()?), name.clone()))
         }
     }
 }

@@ -372,7 +372,7 @@ impl Incoming<'_> {
     async fn wait(&mut self, idle: bool) -> io::Result<Filled> {
         loop {
             let received = self.recv_once(idle).await;
-            if self.watch.is_expired() {
+            if self.watch.is_recv_late() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             received?;
@@ -509,7 +509,7 @@ impl Outgoing<'_> {
         self.watch.send_within(limit);
         let sent = self.flush_once().await;
         self.watch.send_done();
-        if self.watch.is_expired() {
+        if self.watch.is_send_late() {
             return Err(io::ErrorKind::TimedOut.into());
         }
         sent

@@ -102,6 +102,22 @@ impl VirtualHost {
         self.listeners.is_empty() || self.listeners.iter().any(|name| **name == *listener)
     }
 
+    /// The methods that the routes at a path's longest prefix serve.
+    fn methods_at(&self, path: &[u8]) -> String {
+        let Some(first) = self.routes.iter().find(|route| route.covers(path)) else {
+            return String::new();
+        };
+        let mut methods: Vec<&str> = self
+            .routes
+            .iter()
+            .filter(|route| route.path == first.path)
+            .flat_map(|route| route.methods.iter().map(|method| &**method))
+            .collect();
+        methods.sort_unstable();
+        methods.dedup();
+        methods.join(", ")
+    }
+
     /// The route of one reading of a path: the longest prefix, then the method.
     fn route(&self, path: &[u8], method: &str) -> Found {
         let mut at = 0;
@@ -281,7 +297,9 @@ impl Snapshot {
             head.method(),
             Method::Trace | Method::Track | Method::Connect
         ) {
-            return Err(Denial::METHOD_REFUSED);
+            return Err(
+                Denial::METHOD_REFUSED.allowing("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
+            );
         }
         let host_index = self.agreed_host(caller, head)?;
         let host = self.host(host_index);
@@ -312,7 +330,9 @@ impl Snapshot {
                     route: at,
                 },
             ),
-            Found::WrongMethod => return Err(Denial::METHOD_NOT_SERVED),
+            Found::WrongMethod => {
+                return Err(Denial::METHOD_NOT_SERVED.allowing(&host.methods_at(path)));
+            }
             Found::Nothing => return Err(Denial::NO_ROUTE),
         };
         if !route.callers.allow(caller.address) {

@@ -60,6 +60,8 @@ pub struct Denial {
     pub refuser: Refuser,
     /// The route whose rule it was, if it came that far.
     pub route: Option<Box<str>>,
+    /// The methods that are served, where the method was what was wrong.
+    pub allow: Option<Box<str>>,
 }
 
 impl Denial {
@@ -75,6 +77,7 @@ impl Denial {
             detail,
             refuser,
             route: None,
+            allow: None,
         }
     }
 
@@ -82,6 +85,13 @@ impl Denial {
     #[must_use]
     pub fn on(mut self, route: &str) -> Self {
         self.route = Some(route.into());
+        self
+    }
+
+    /// The same, with the methods that are served.
+    #[must_use]
+    pub fn allowing(mut self, methods: &str) -> Self {
+        self.allow = Some(methods.into());
         self
     }
 
