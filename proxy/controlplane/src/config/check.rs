@@ -54,7 +54,7 @@ const EVERYBODY: [&str; 7] = [
 ];
 
 /// Headers that are written or removed by rules of their own.
-const FRAMING_HEADERS: [&str; 13] = [
+const FRAMING_HEADERS: [&str; 11] = [
     "host",
     "content-length",
     "transfer-encoding",
@@ -66,8 +66,6 @@ const FRAMING_HEADERS: [&str; 13] = [
     "expect",
     "proxy-connection",
     "cdn-loop",
-    "content-type",
-    "date",
 ];
 
 /// Decides everything that can be decided from the file alone, and finds every
@@ -90,6 +88,12 @@ pub fn check(file: &File) -> (Draft, Report) {
         ..
     } = checker;
     let mut all = file.problems.clone();
+    // Of a key in the open nothing more needs to be said.
+    let keys = all.problems.clone();
+    report.problems.retain(|problem| {
+        let known = |key: &Problem| key.is_key_in_the_open() && key.place == problem.place;
+        problem.place.is_none() || !keys.iter().any(known)
+    });
     all.problems.append(&mut report.problems);
     all.sort();
     let draft = Draft {
@@ -625,7 +629,7 @@ impl<'f> Checker<'f> {
                         || host.listeners.iter().any(|name| **name == *listener.name)
                 })
                 .collect();
-            if served.is_empty() && !self.file.routes.is_empty() {
+            if served.is_empty() && !listener.addresses.is_empty() && !hosts.is_empty() {
                 let place = self.file.place(item);
                 self.push(
                     Problem::error(format!(
@@ -964,18 +968,13 @@ impl<'f> Checker<'f> {
         match SecretRef::parse(text) {
             Ok(reference) => Some(reference),
             Err(error) => {
-                let message = if shape::has_key(text) {
-                    "a key stands here in the open; keys are not written into the configuration"
-                } else {
-                    "not a reference to a key"
-                };
-                let problem = Problem::error(message).at(place);
                 self.push(if shape::has_key(text) {
-                    problem
+                    file::key_in_the_open(place)
                         .expected("`file:///path`, `env://NAME` or `credential://NAME`")
-                        .cure("put the key into a file that only the service may read, name the file, and replace the key: whoever has read this file knows it")
                 } else {
-                    problem.expected(error.to_string())
+                    Problem::error("not a reference to a key")
+                        .at(place)
+                        .expected(error.to_string())
                 });
                 None
             }
@@ -986,23 +985,36 @@ impl<'f> Checker<'f> {
     fn injection(&mut self, item: &Item<file::Credential>) -> Option<Injection> {
         let fields = &item.fields;
         let file = self.file;
-        let mut misplaced = |field: &str, written: &Option<Written<String>>, with: &str| {
-            if let Some(written) = written {
-                let problem = Problem::error(format!("`{field}` belongs to {with}"))
-                    .at(file.place_of(item, &written.span))
-                    .cure(format!("leave it out, or write `inject` with {with}"));
-                self.report.push(problem);
-            }
-        };
         let how = fields.inject.as_ref().map(|inject| inject.value);
-        if !matches!(how, Some(Inject::Header | Inject::Query)) && !item.is_unread("inject") {
-            misplaced("name", &fields.name, "inject = \"header\" or \"query\"");
-        }
-        if !matches!(how, Some(Inject::Header)) && !item.is_unread("inject") {
-            misplaced("template", &fields.template, "inject = \"header\"");
-        }
-        if !matches!(how, Some(Inject::Basic)) && !item.is_unread("inject") {
-            misplaced("username", &fields.username, "inject = \"basic\"");
+        let slots = [
+            (
+                "name",
+                &fields.name,
+                [Inject::Header, Inject::Query].as_slice(),
+            ),
+            ("template", &fields.template, &[Inject::Header]),
+            ("username", &fields.username, &[Inject::Basic]),
+        ];
+        for (field, written, belongs) in slots {
+            let Some(written) = written else { continue };
+            if how.is_some_and(|how| belongs.contains(&how)) || item.is_unread("inject") {
+                continue;
+            }
+            let with: Vec<&str> = belongs
+                .iter()
+                .map(|inject| match inject {
+                    Inject::Bearer => "inject = \"bearer\"",
+                    Inject::Basic => "inject = \"basic\"",
+                    Inject::Header => "inject = \"header\"",
+                    Inject::Query => "inject = \"query\"",
+                })
+                .collect();
+            let with = one_of(with);
+            self.push(
+                Problem::error(format!("`{field}` without {with}, where it belongs"))
+                    .at(file.place_of(item, &written.span))
+                    .cure(format!("write {with} too, or leave `{field}` out")),
+            );
         }
         let place = |written: &Option<Written<String>>| {
             written.as_ref().map_or_else(
@@ -1162,13 +1174,15 @@ impl<'f> Checker<'f> {
             }
             None => (default_name, file.place(item)),
         };
-        if let Some(earlier) = names.get(&name) {
+        // A name by default needs something to be named after.
+        let is_named = fields.name.is_some() || !targets.is_empty();
+        if let Some(earlier) = names.get(&name).filter(|_| is_named) {
             let problem = Problem::error(format!("two routes are named {}", quote(&name)))
                 .at(name_place)
                 .also("first here:", earlier.clone())
                 .cure("give each one a `name` of its own: the audit trail goes by it");
             self.push(problem);
-        } else {
+        } else if is_named {
             names.insert(name.clone(), name_place);
         }
 
@@ -1355,7 +1369,7 @@ impl<'f> Checker<'f> {
                 let mut problem =
                     Problem::error("methods are written in upper case (they are case-sensitive)")
                         .at(place);
-                problem.meant = Some(quote(&upper).trim_matches('`').to_owned());
+                problem.meant = Some(quote(&upper));
                 self.push(problem);
             } else if methods.contains(method) {
                 self.push(Problem::error(format!("{} is there twice", quote(method))).at(place));
@@ -1808,7 +1822,7 @@ impl<'f> Checker<'f> {
             .map(String::as_str)
             .collect();
         known.sort_unstable();
-        let meant = nearest(text, known.iter().copied()).map(str::to_owned);
+        let meant = nearest(text, known.iter().copied()).map(quote);
         let mut problem = Problem::error(
             "`credential` is neither the name of a [credential.NAME] nor a reference to a key",
         )
@@ -1936,6 +1950,7 @@ impl<'f> Checker<'f> {
     /// Two routes of a host that would both serve a request.
     fn overlaps(&mut self) {
         let mut problems = Vec::new();
+        let mut pairs: Vec<(Place, Place)> = Vec::new();
         for (host, routes) in &self.routes {
             for (at, route) in routes.iter().enumerate() {
                 let same = routes[..at].iter().find(|other| {
@@ -1947,7 +1962,16 @@ impl<'f> Checker<'f> {
                                 .iter()
                                 .any(|method| other.methods.contains(method)))
                 });
-                if let Some(other) = same {
+                // A preset has several hosts and paths; once is enough.
+                let pair = same.map(|other| (other.place.clone(), route.place.clone()));
+                if let Some(other) = same
+                    && pair.is_some_and(|pair| {
+                        !pairs.contains(&pair) && {
+                            pairs.push(pair);
+                            true
+                        }
+                    })
+                {
                     problems.push(
                         Problem::error(format!(
                             "{} on {} is routed twice for the same methods",

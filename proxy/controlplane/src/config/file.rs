@@ -19,7 +19,7 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::report::{Place, Problem, Report, Source, nearest, one_of, quote};
+use super::report::{KEY_IN_THE_OPEN, Place, Problem, Report, Source, nearest, one_of, quote};
 use super::shape;
 use super::written::{OneOrMany, Period, Size, Workers, Written};
 
@@ -608,14 +608,22 @@ impl Reader {
             for error in errors {
                 // The parser's messages are fixed sentences; they quote nothing.
                 let place = self.file.sources[source].place(error.span().unwrap_or(0..0));
-                self.file
-                    .problems
-                    .push(Problem::error(format!("not TOML: {}", error.message())).at(place));
+                let problem = Problem::error(format!("not TOML: {}", error.message())).at(place);
+                self.file.problems.push(match error.message() {
+                    "duplicate key" => problem.cure("the name is there twice: keep one of them"),
+                    "string values must be quoted, expected literal string" => {
+                        problem.cure("put the value in quotes")
+                    }
+                    _ => problem,
+                });
             }
             return;
         }
         let root = root.into_inner();
-        hide_table(&root, &mut self.file.sources[source]);
+        for span in hide_keys(&root, &mut self.file.sources[source]) {
+            let place = self.file.sources[source].place(span);
+            self.file.problems.push(key_in_the_open(place));
+        }
         // In the order of the text: `DeTable` sorts by name.
         let mut sections: Vec<_> = root.into_iter().collect();
         sections.sort_by_key(|(key, _)| key.span().start);
@@ -776,14 +784,18 @@ impl Reader {
         let mut table = match value.into_inner() {
             DeValue::Table(table) => table,
             other => {
-                let problem = Problem::error(format!(
-                    "{} is {}",
-                    quote(if name.is_empty() { section } else { &name }),
-                    kind(&other)
-                ))
-                .at(self.file.sources[source].place(header))
-                .expected("a table");
-                self.file.problems.push(problem);
+                let place = self.file.sources[source].place(header);
+                self.file.problems.push(if name.is_empty() {
+                    Problem::error(format!("`{section}` is {}", kind(&other)))
+                        .at(place)
+                        .expected("a table")
+                        .cure(format!("write [{section}] on a line of its own"))
+                } else {
+                    Problem::error(format!("[{section}] has no fields of its own"))
+                        .at(place)
+                        .expected("tables with a name")
+                        .cure(format!("write [{section}.NAME], and the fields below it"))
+                });
                 return None;
             }
         };
@@ -800,7 +812,11 @@ impl Reader {
             .collect();
         for key in unknown {
             if let Some((key, value)) = table.remove_entry(&key) {
-                self.file.sources[source].hide(value.span());
+                let near = nearest(key.get_ref(), known.iter().copied());
+                let harmless = near.is_some_and(|near| !HIDDEN_FIELDS.contains(&near));
+                if !harmless || looks_like_secret_field(key.get_ref()) {
+                    self.file.sources[source].hide(value.span());
+                }
                 let mut problem =
                     Problem::error(format!("unknown field {} in {shown}", quote(key.get_ref())))
                         .at(self.file.sources[source].place(key.span()))
@@ -847,12 +863,24 @@ impl Reader {
                 return None;
             };
             let place = self.file.sources[source].place(at.clone());
+            let message = match error.message() {
+                // toml's word for "not a string where one of several words belongs".
+                message if message.starts_with("wanted ") => words_of::<T>(key.get_ref()),
+                message => message.to_owned(),
+            };
             self.file
                 .problems
-                .push(wrong_value(key.get_ref(), value.get_ref(), &at, error.message()).at(place));
+                .push(wrong_value(key.get_ref(), value.get_ref(), &at, &message).at(place));
             unread.push(key.get_ref().to_string());
         }
     }
+}
+
+/// A key where none belongs.
+pub(super) fn key_in_the_open(place: Place) -> Problem {
+    Problem::error(KEY_IN_THE_OPEN)
+        .at(place)
+        .cure("put the key into a file that only the service may read, refer to it as \"file:///path\" in a credential, and replace the key: whoever has read this file knows it")
 }
 
 /// What serde says of a value, in our words and without the value.
@@ -861,7 +889,7 @@ fn wrong_value(field: &str, value: &DeValue<'_>, at: &Range<usize>, message: &st
         .rsplit_once("expected ")
         .map(|(_, expected)| expected.trim());
     let found = innermost(value, at);
-    if message.starts_with("unknown variant") {
+    if message.starts_with("unknown variant") && matches!(found, DeValue::String(_)) {
         // "expected one of `a`, `b`", "expected `a` or `b`": our own words.
         let words: Vec<&str> = expected
             .unwrap_or_default()
@@ -875,17 +903,23 @@ fn wrong_value(field: &str, value: &DeValue<'_>, at: &Range<usize>, message: &st
         };
         let mut problem = Problem::error(format!("{} is not a value of `{field}`", quote(&typed)))
             .expected(one_of(words.iter().copied()));
-        problem.meant = nearest(&typed, words.iter().copied()).map(str::to_owned);
+        problem.meant = nearest(&typed, words.iter().copied()).map(quote);
         return problem;
     }
-    let problem = if message.starts_with("invalid type") || message.starts_with("invalid value") {
-        Problem::error(format!("`{field}` is {}", kind(found)))
+    let entry = if std::ptr::eq(found, value) {
+        ""
+    } else {
+        "an entry of "
+    };
+    let is_kind = ["invalid type", "invalid value", "unknown variant"];
+    let problem = if is_kind.iter().any(|begin| message.starts_with(begin)) {
+        Problem::error(format!("{entry}`{field}` is {}", kind(found)))
     } else {
         let sentence = message.split(", expected ").next().unwrap_or_default();
-        Problem::error(format!("`{field}`: {sentence}"))
+        Problem::error(format!("{entry}`{field}`: {sentence}"))
     };
     match expected {
-        Some(expected) => problem.expected(match expected {
+        Some(expected) => problem.expected(match expected.trim_start_matches("one of ") {
             "a string" => "a string, in quotes".to_owned(),
             "a boolean" => "true or false".to_owned(),
             "a sequence" => "a list, as in [\"a\", \"b\"]".to_owned(),
@@ -927,27 +961,70 @@ fn looks_like_secret_field(field: &str) -> bool {
         .any(|word| field.contains(word))
 }
 
-/// Marks every value that may be a key, at any depth.
-fn hide_table(table: &DeTable<'_>, source: &mut Source) {
+/// Marks every value that may be a key, at any depth, and returns the places of
+/// those that have the shape of one where not even a reference belongs.
+fn hide_keys(root: &DeTable<'_>, source: &mut Source) -> Vec<Range<usize>> {
+    let mut keys = Vec::new();
+    // The sections `credential` and `[credential.source]` are no values.
+    for section in root.values() {
+        match section.get_ref() {
+            DeValue::Table(table) => {
+                for (name, value) in table {
+                    match value.get_ref() {
+                        DeValue::Table(fields) => hide_table(fields, source, &mut keys),
+                        _ => hide_value(name.get_ref(), value, source, &mut keys),
+                    }
+                }
+            }
+            _ => hide_value("", section, source, &mut keys),
+        }
+    }
+    keys
+}
+
+fn hide_table(table: &DeTable<'_>, source: &mut Source, keys: &mut Vec<Range<usize>>) {
     for (key, value) in table {
-        hide_value(key.get_ref(), value, source);
+        hide_value(key.get_ref(), value, source, keys);
     }
 }
 
-fn hide_value(field: &str, value: &Spanned<DeValue<'_>>, source: &mut Source) {
+fn hide_value(
+    field: &str,
+    value: &Spanned<DeValue<'_>>,
+    source: &mut Source,
+    keys: &mut Vec<Range<usize>>,
+) {
+    let hidden = HIDDEN_FIELDS.contains(&field);
+    if hidden {
+        source.hide(value.span());
+    }
     match value.get_ref() {
-        DeValue::Table(table) => hide_table(table, source),
-        DeValue::Array(values) => {
-            for value in values {
-                hide_value(field, value, source);
+        DeValue::Table(table) if hidden => {
+            for value in table.values() {
+                hide_value(HIDDEN_FIELDS[0], value, source, keys);
             }
         }
-        DeValue::String(text) if HIDDEN_FIELDS.contains(&field) || shape::has_key(text) => {
-            source.hide(value.span());
+        DeValue::Table(table) => hide_table(table, source, keys),
+        DeValue::Array(values) => {
+            for value in values {
+                hide_value(field, value, source, keys);
+            }
         }
-        // A key that is all digits is a number to TOML.
-        _ if HIDDEN_FIELDS.contains(&field) => source.hide(value.span()),
+        DeValue::String(text) if !hidden && shape::has_key(text) => {
+            source.hide(value.span());
+            keys.push(value.span());
+        }
         _ => {}
+    }
+}
+
+/// What serde says when a field that takes one of several words gets another.
+fn words_of<T: DeserializeOwned>(field: &str) -> String {
+    // Through TOML, since the values want to know where they stand.
+    let text = format!("{field} = \"\"");
+    match toml::from_str::<T>(&text) {
+        Ok(_) => String::new(),
+        Err(error) => error.message().to_owned(),
     }
 }
 

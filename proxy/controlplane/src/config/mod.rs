@@ -11,20 +11,24 @@
 
 mod check;
 mod draft;
+mod explain;
 mod file;
 mod presets;
 mod report;
 mod resolve;
+mod schema;
 mod settings;
 mod shape;
 mod written;
 
 pub use check::check;
 pub use draft::Draft;
+pub use explain::{Explanation, Outcome, Question, QuestionError, explain};
 pub use file::{Driver, File, LogFormat, LogLevel, MemoryLock, load};
 pub use presets::{Preset, PresetHost};
 pub use report::{Place, Problem, Report, Severity};
 pub use resolve::{Purpose, ResolveContext, Resolved, resolve, resolve_at};
+pub use schema::json_schema;
 pub use settings::{AuditSettings, LogSettings, Settings};
 pub use written::Workers;
 

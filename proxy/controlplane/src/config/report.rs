@@ -15,8 +15,15 @@ use super::shape;
 /// What is put in the place of a value that may be a key.
 pub const HIDDEN: &str = "<hidden>";
 
+/// What is said of a key where none belongs.
+pub(super) const KEY_IN_THE_OPEN: &str =
+    "a key stands here in the open; keys are not written into the configuration";
+
 /// Characters of a source line that are shown; the rest is cut.
 const LINE_CHARS_MAX: usize = 160;
+
+/// Changed characters that still count as a slip of the fingers.
+const SLIPS_MAX: usize = 3;
 
 /// Characters of a name that a message quotes; the rest is cut.
 const QUOTE_CHARS_MAX: usize = 80;
@@ -48,7 +55,7 @@ pub struct Problem {
     pub place: Option<Place>,
     /// What would have been right.
     pub expected: Option<String>,
-    /// What was probably meant.
+    /// What was probably meant, in backticks.
     pub meant: Option<String>,
     /// What to do about it.
     pub cure: Option<String>,
@@ -214,7 +221,7 @@ impl Problem {
     /// What was probably meant: the nearest of the candidates, if one is near.
     #[must_use]
     pub fn meant<'a>(mut self, typed: &str, candidates: impl IntoIterator<Item = &'a str>) -> Self {
-        self.meant = nearest(typed, candidates).map(str::to_owned);
+        self.meant = nearest(typed, candidates).map(quote);
         self
     }
 
@@ -230,6 +237,11 @@ impl Problem {
     pub fn also(mut self, why: impl Into<String>, place: Place) -> Self {
         self.also.push((why.into(), place));
         self
+    }
+
+    /// Whether it is about a key where none belongs.
+    pub(super) fn is_key_in_the_open(&self) -> bool {
+        self.message == KEY_IN_THE_OPEN
     }
 
     fn render(&self, color: bool, out: &mut String) {
@@ -527,7 +539,8 @@ pub fn quote(typed: &str) -> String {
 
 /// "`a`, `b` or `c`".
 pub fn one_of<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
-    let words: Vec<String> = words.into_iter().map(|word| format!("`{word}`")).collect();
+    let mut words: Vec<String> = words.into_iter().map(quote).collect();
+    words.dedup();
     match words.as_slice() {
         [] => String::new(),
         [one] => one.clone(),
@@ -551,7 +564,9 @@ pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -
                 candidate,
             )
         })
-        .filter(|(distance, candidate)| *distance <= 1.max(candidate.chars().count() / 3))
+        .filter(|(distance, candidate)| {
+            *distance <= (candidate.chars().count() / 3).clamp(1, SLIPS_MAX)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }

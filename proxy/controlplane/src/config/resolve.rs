@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use nix::sys::socket::SockaddrStorage;
 use policy::upstream::CredentialId;
@@ -27,11 +27,12 @@ use wire::names::{NameSet, ParamSet};
 use super::check::check;
 use super::draft::{Certificates, CredentialDraft, Draft, HostDraft, RouteDraft, UpstreamDraft};
 use super::file::File;
-use super::report::{Problem, Report, quote};
+use super::report::{Place, Problem, Report, quote};
 use super::settings::Settings;
 use crate::credentials::{self, ServiceUser, SourceError, SourcePolicy};
 use crate::names::{Name, OwnAddresses};
 use crate::pki::authority::Ensured;
+use crate::pki::tls::LoadedKey;
 use crate::pki::{
     Authority, KeyType, LeafStore, OwnCa, Roots, ServerTls, Ticketers, client_config,
     load_certified_key, server_config,
@@ -39,9 +40,6 @@ use crate::pki::{
 
 /// Shorter keys can be guessed, and are hard to tell from chance in a response.
 const SECRET_BYTES_SHORT: usize = 16;
-
-/// `check` warns about a certificate that ends within this time.
-const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Random bytes of the loop token: two instances must not share one by chance.
 const LOOP_TOKEN_BYTES: usize = 12;
@@ -179,7 +177,9 @@ pub fn resolve_at(
         watch: Vec::new(),
         own_ca: OwnCa::none(),
         served: Vec::new(),
+        user: None,
     };
+    resolver.user = resolver.service_user(&draft);
     // All of it is read even if some of it is wrong, so that everything is said at once.
     resolver.addresses(&draft);
     let credentials = resolver.credentials(&draft);
@@ -208,6 +208,8 @@ struct Resolver<'c> {
     own_ca: OwnCa,
     /// Keys from certificate files that we serve.
     served: Vec<Arc<CertifiedKey>>,
+    /// Who will have to read keys again, if that is not ourselves.
+    user: Option<ServiceUser>,
 }
 
 /// A key as each injection writes it.
@@ -268,7 +270,6 @@ impl Resolver<'_> {
     // ---- Keys --------------------------------------------------------------
 
     fn credentials(&mut self, draft: &Draft) -> Credentials {
-        let user = self.service_user(draft);
         let mut wanted: BTreeMap<usize, Vec<&Injection>> = BTreeMap::new();
         for (index, injection) in draft
             .hosts
@@ -286,7 +287,7 @@ impl Resolver<'_> {
             let Some(credential) = draft.credentials.get(index) else {
                 continue;
             };
-            self.credential(credential, index, &injections, user.as_ref(), &mut ready);
+            self.credential(credential, index, &injections, &mut ready);
         }
         ready
     }
@@ -296,7 +297,6 @@ impl Resolver<'_> {
         draft: &CredentialDraft,
         index: usize,
         injections: &[&Injection],
-        user: Option<&ServiceUser>,
         ready: &mut Credentials,
     ) {
         self.watch.extend(draft.reference.path());
@@ -314,15 +314,9 @@ impl Resolver<'_> {
                 return;
             }
         };
-        // Root reads everything; the service reads it again after a rotation.
-        if let (Some(user), Some(path)) = (user, &fetched.watch)
-            && let Err(error) = credentials::readable_by(path, user.uid, &user.gids)
-        {
-            let problem = source_problem(
-                &format!("the key of {} could not be read again", quote(&draft.name)),
-                &error,
-            );
-            self.push(problem.at(draft.place.clone()));
+        if let Some(path) = &fetched.watch {
+            let what = format!("the key of {}", quote(&draft.name));
+            self.readable_again(path, &what, &draft.place);
         }
         if fetched.secret.len() < SECRET_BYTES_SHORT {
             self.push(
@@ -352,7 +346,15 @@ impl Resolver<'_> {
         }
     }
 
-    /// The user that will have to read keys again, if that is not ourselves.
+    /// Root reads everything; the service reads it again after a change.
+    fn readable_again(&mut self, path: &Path, what: &str, place: &Place) {
+        let Some(user) = &self.user else { return };
+        if let Err(error) = credentials::readable_by(path, user.uid, &user.gids) {
+            let problem = source_problem(&format!("{what} could not be read again"), &error);
+            self.push(problem.at(place.clone()));
+        }
+    }
+
     fn service_user(&mut self, draft: &Draft) -> Option<ServiceUser> {
         let name = draft.settings.user.as_ref()?;
         match credentials::service_user(name, draft.settings.group.as_deref()) {
@@ -378,12 +380,23 @@ impl Resolver<'_> {
             .collect();
         let mut ready = HashMap::new();
         for host in &draft.hosts {
-            let mut keys = Vec::new();
+            let mut loaded: Vec<LoadedKey> = Vec::new();
             if let Certificates::Files(files) = &host.certificates {
                 for (chain, key) in files {
-                    keys.extend(self.certificate(host, chain, key));
+                    loaded.extend(self.certificate(host, chain, key));
+                }
+                if !loaded.is_empty() && !loaded.iter().any(|key| key.covers(&host.name)) {
+                    self.push(
+                        Problem::error(format!(
+                            "no certificate is valid for {}",
+                            quote(&host.name)
+                        ))
+                        .at(host.place.clone())
+                        .cure("name one that holds this name, or use certificate = \"ca\""),
+                    );
                 }
             }
+            let keys: Vec<_> = loaded.into_iter().map(|key| key.certified).collect();
             let client_ca = host
                 .client_ca
                 .as_ref()
@@ -400,49 +413,26 @@ impl Resolver<'_> {
         ready
     }
 
-    fn certificate(
-        &mut self,
-        host: &HostDraft,
-        chain: &Path,
-        key: &Path,
-    ) -> Option<Arc<CertifiedKey>> {
+    fn certificate(&mut self, host: &HostDraft, chain: &Path, key: &Path) -> Option<LoadedKey> {
         self.watch.push(chain.to_owned());
         self.watch.push(key.to_owned());
         match load_certified_key(chain, key, host.allow_world_readable) {
             Ok(loaded) => {
-                if !loaded.covers(&host.name) {
+                for concern in loaded.concerns(std::slice::from_ref(&host.name), self.now) {
                     self.push(
-                        Problem::error(format!(
-                            "the certificate {} is not good for {}",
-                            chain.display(),
-                            quote(&host.name)
-                        ))
-                        .at(host.place.clone())
-                        .cure(
-                            "name a certificate that holds this name, or use certificate = \"ca\"",
-                        ),
+                        Problem::warning(format!("{}: {concern}", chain.display()))
+                            .at(host.place.clone())
+                            .cure(
+                                "put a better one in its place: it is read as soon as it is there",
+                            ),
                     );
                 }
-                if loaded.not_after <= self.now {
-                    self.push(
-                        Problem::warning(format!(
-                            "the certificate {} has expired",
-                            chain.display()
-                        ))
-                        .at(host.place.clone())
-                        .cure("put a new one in its place; it is read as soon as it is there"),
-                    );
-                } else if loaded.not_after <= self.now + EXPIRY_WARNING {
-                    self.push(
-                        Problem::warning(format!(
-                            "the certificate {} expires within two weeks",
-                            chain.display()
-                        ))
-                        .at(host.place.clone())
-                        .cure("put a new one in its place; it is read as soon as it is there"),
-                    );
-                }
-                Some(loaded.certified)
+                self.readable_again(
+                    key,
+                    &format!("the private key of {}", quote(&host.name)),
+                    &host.place,
+                );
+                Some(loaded)
             }
             Err(error) => {
                 self.push(
@@ -549,6 +539,11 @@ impl Resolver<'_> {
         ) {
             return Vec::new();
         }
+        self.readable_again(
+            &dir.join("intermediate.key"),
+            "the internal CA's intermediate key",
+            draft.ca_place.as_ref().unwrap_or(&hosts[0].place),
+        );
         let store = match authority.leaf_issuer() {
             Ok(issuer) => match &mut self.context.leaves {
                 Some((known, store)) if known == dir => {
@@ -709,7 +704,7 @@ impl Resolver<'_> {
     }
 
     /// Read once per process: some hundred kilobytes that hardly ever change.
-    fn system_roots(&mut self, place: &super::report::Place) -> Option<Roots> {
+    fn system_roots(&mut self, place: &Place) -> Option<Roots> {
         if let Some(roots) = &self.context.system_roots {
             return Some(roots.clone());
         }

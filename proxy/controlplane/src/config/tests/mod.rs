@@ -1,6 +1,10 @@
 //! Tables of files, and what comes of them.
 
+mod explain;
+mod reload;
+mod reports;
 mod routes;
+mod sources;
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -58,10 +62,4 @@ impl House {
     pub(super) fn resolve(&self, text: &str) -> Result<Resolved, Report> {
         resolve(&self.load(text)?, &mut ResolveContext::new())
     }
-}
-
-/// A file in memory, and the report on it.
-pub(super) fn report_of(text: &str) -> String {
-    let file = File::parse(Path::new("claviger.toml"), text);
-    check(&file).1.to_string()
 }
