@@ -18,40 +18,27 @@ pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
     if is_ordinary(path) {
         return Vec::new();
     }
-    let mut readings: Vec<Vec<u8>> = Vec::new();
-    let mut note = |reading: Vec<u8>| {
-        if reading != path && !readings.contains(&reading) {
-            readings.push(reading);
-        }
-    };
-    let once = decoded(path);
-    let twice = decoded(&once);
-    for base in [path.to_vec(), once, twice] {
-        let cut = base.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
-        let shortened = cut.map(|at| base[..at].to_vec());
-        for base in [Some(base), shortened].into_iter().flatten() {
-            for without_params in [false, true] {
-                let base = if without_params {
-                    params_cut(&base)
-                } else {
-                    base.clone()
-                };
-                for slashed in [false, true] {
-                    let mut base = base.clone();
-                    if slashed {
-                        base.iter_mut()
-                            .filter(|byte| **byte == b'\\')
-                            .for_each(|byte| *byte = b'/');
-                    }
-                    let merged = slashes_merged(&base);
-                    note(dots_resolved(&base));
-                    note(dots_resolved(&merged));
-                    note(merged);
-                    note(base);
-                }
+    // Each step may be taken or not, in the order in which a chain of servers would take them. A step
+    // that changes nothing adds nothing, so few paths have more than a handful of readings.
+    let steps: [fn(&[u8]) -> Vec<u8>; 7] = [
+        decoded,
+        decoded,
+        cut_at_query,
+        without_params,
+        with_slashes,
+        slashes_merged,
+        dots_resolved,
+    ];
+    let mut readings = vec![path.to_vec()];
+    for step in steps {
+        for at in 0..readings.len() {
+            let reading = step(&readings[at]);
+            if !readings.contains(&reading) {
+                readings.push(reading);
             }
         }
     }
+    readings.remove(0);
     readings
 }
 
@@ -164,8 +151,15 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     out
 }
 
+/// Up to the first byte that would end a path had it not been encoded: a server that decodes first
+/// and splits later stops there, and so does one whose strings end at NUL.
+fn cut_at_query(path: &[u8]) -> Vec<u8> {
+    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
+    path[..end.unwrap_or(path.len())].to_vec()
+}
+
 /// Without `;` and what follows it, in each segment.
-fn params_cut(path: &[u8]) -> Vec<u8> {
+fn without_params(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut cutting = false;
     for &byte in path {
@@ -179,6 +173,12 @@ fn params_cut(path: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// With `/` for each backslash.
+fn with_slashes(path: &[u8]) -> Vec<u8> {
+    let slash = |&byte: &u8| if byte == b'\\' { b'/' } else { byte };
+    path.iter().map(slash).collect()
 }
 
 fn slashes_merged(path: &[u8]) -> Vec<u8> {

@@ -157,7 +157,10 @@ impl Block {
     }
 
     pub(super) fn finish(&mut self, rest_consumed: usize) {
-        let used = self.head_len.saturating_add(rest_consumed).min(self.buffer.len());
+        let used = self
+            .head_len
+            .saturating_add(rest_consumed)
+            .min(self.buffer.len());
         self.buffer.drain(..used);
         self.head_len = 0;
         self.scanned = 0;
