@@ -36,10 +36,17 @@ pub(crate) fn supervise(
         if started.elapsed() >= backoff.healthy {
             next_pause = backoff.pause_min;
         }
-        tracing::error!(
-            seconds = next_pause.as_secs_f32(),
-            "{what} failed by a defect (the line above says where) and is started anew; traffic goes on",
-        );
+        // Even a log that panics must not end it.
+        let told = catch_unwind(|| {
+            tracing::error!(
+                seconds = next_pause.as_secs_f32(),
+                "{what} failed by a defect (the line above says where) and is started anew; \
+                 traffic goes on",
+            );
+        });
+        if let Err(payload) = told {
+            std::mem::forget(payload);
+        }
         if !pause(next_pause) {
             return;
         }

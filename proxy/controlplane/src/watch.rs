@@ -30,6 +30,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two looks where it does not.
 const LOOK_INTERVAL_ALONE: Duration = Duration::from_millis(500);
 
+/// Shortest time between two looks. Something else in the directory may be written
+/// all the time, and each write is an event.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+
 /// How long nothing may change before a change is reported: writers write in
 /// pieces, and several files belong together.
 const QUIET: Duration = Duration::from_millis(100);
@@ -194,6 +198,7 @@ impl Looker {
             };
             changed.append(&mut self.look());
             if changed.is_empty() {
+                std::thread::sleep(LOOK_PAUSE);
                 continue;
             }
             for _ in 0..QUIET_LOOKS_MAX {

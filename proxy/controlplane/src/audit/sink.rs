@@ -138,7 +138,10 @@ impl Sink {
     /// # Errors
     /// The new file cannot be opened; the old one goes on.
     pub(super) fn reopen(&mut self) -> Result<u64, AuditError> {
-        let mut fresh = Self::open(&self.settings)?;
+        let mut fresh = Self::open(&self.settings).inspect_err(|_| {
+            // Said once per this time, and not at every look.
+            self.moved_check_due = Instant::now() + RETRY_INTERVAL;
+        })?;
         // What the old file holds was not synced only if that failed before.
         if let Err(error) = self.sync() {
             tracing::error!(%error, "the end of the old audit file may not be on the disk");

@@ -69,6 +69,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn systemds_credentials_are_read() {
+        const CHILD: &str = "CLAVIGER_TEST_CREDENTIALS_CHILD";
+        let reference = SecretRef::parse("credential://stripe").expect("a reference");
+        if std::env::var_os(CHILD).is_some() {
+            let fetched = fetch(&reference, &SourcePolicy::default()).expect("readable");
+            assert_eq!(fetched.secret.len(), 7);
+            assert_eq!(fetched.watch, reference.path());
+            return;
+        }
+        // Variables are the whole process's; so the test has one of its own.
+        let directory = tempfile::tempdir().expect("a directory");
+        crate::test_support::write_private(&directory.path().join("stripe"), b"sk_live");
+        let output = std::process::Command::new(std::env::current_exe().expect("it runs"))
+            .args([
+                "--exact",
+                "credentials::tests::systemds_credentials_are_read",
+            ])
+            .env(CHILD, "1")
+            .env("CREDENTIALS_DIRECTORY", directory.path())
+            .output()
+            .expect("it starts");
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("1 passed"), "{text}");
+    }
+
+    #[test]
     fn debug_of_a_fetched_secret_shows_nothing_of_it() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("key");

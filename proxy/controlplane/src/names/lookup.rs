@@ -25,6 +25,9 @@ const ADDRESSES_MAX: usize = 16;
 /// enough to begin with (RFC 8305, section 3, waits for much less).
 const OTHER_KIND_WAIT: Duration = Duration::from_secs(1);
 
+/// The longest that one question may take, however the settings multiply.
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
+
 /// What the resolvers said. At least one of the two kinds has addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Answer {
@@ -132,7 +135,12 @@ impl Client {
                 servers: servers.join(", "),
                 transport: if over_tls { "TLS" } else { "UDP or TCP" },
             }),
-            deadline: settings.timeout * (settings.attempts as u32 + 2) * 2,
+            deadline: settings
+                .timeout
+                .saturating_mul(u32::try_from(settings.attempts).unwrap_or(u32::MAX))
+                .saturating_add(settings.timeout * 2)
+                .saturating_mul(2)
+                .min(DEADLINE_MAX),
         })
     }
 

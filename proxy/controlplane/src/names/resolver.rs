@@ -119,6 +119,7 @@ pub(crate) struct Resolving {
 impl Resolving {
     /// Builds the client; nothing is asked before [`add`](Self::add). Needs a runtime.
     pub(crate) fn new(names: Names, settings: DnsSettings) -> Result<Self, String> {
+        let settings = settings.bounded();
         let client = Client::new(&settings)?;
         let publishing = tokio::spawn(Arc::clone(&names.shared).publish_changes());
         Ok(Self {
@@ -134,6 +135,7 @@ impl Resolving {
     /// Takes other settings. Answers that are known stay; with other servers, every
     /// name is asked for again.
     pub(crate) fn set(&mut self, settings: DnsSettings) -> Result<(), String> {
+        let settings = settings.bounded();
         if !self.settings.same_transport(&settings) {
             self.client = Client::new(&settings)?;
             let names: Vec<_> = self.tasks.keys().cloned().collect();
@@ -349,7 +351,7 @@ impl Task {
                     "the {known} addresses known from before serve for another {} s",
                     until.saturating_duration_since(now).as_secs()
                 ),
-                None => "requests to it are answered 502 until it can be".to_owned(),
+                None => "requests to it are refused".to_owned(),
             };
             drop(state);
             tracing::warn!(

@@ -14,6 +14,10 @@ const DNS_PORT: u16 = 53;
 /// Port of DNS over TLS (RFC 7858, section 3.1).
 const DNS_TLS_PORT: u16 = 853;
 
+/// Longest time that any setting means. More is taken for this: it is for ever, and
+/// sums with it do not overflow.
+const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// A name of an upstream.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name {
@@ -153,6 +157,20 @@ impl Default for DnsSettings {
 }
 
 impl DnsSettings {
+    /// The same with every time within bounds, and the ceiling not below the floor.
+    pub(super) fn bounded(mut self) -> Self {
+        for time in [
+            &mut self.timeout,
+            &mut self.ttl_floor,
+            &mut self.ttl_ceiling,
+            &mut self.stale_max,
+        ] {
+            *time = (*time).min(TIME_MAX);
+        }
+        self.ttl_ceiling = self.ttl_ceiling.max(self.ttl_floor);
+        self
+    }
+
     /// Whether `other` asks the same servers in the same way, so that what was
     /// built for one serves for the other.
     pub(super) fn same_transport(&self, other: &Self) -> bool {
@@ -192,6 +210,21 @@ mod tests {
             }
             Err(error) => assert_eq!(server, Err(error)),
         }
+    }
+
+    #[test]
+    fn times_without_sense_do_no_harm() {
+        let settings = DnsSettings {
+            timeout: Duration::MAX,
+            ttl_floor: Duration::MAX,
+            ttl_ceiling: Duration::ZERO,
+            stale_max: Duration::MAX,
+            ..DnsSettings::default()
+        };
+        let bounded = settings.bounded();
+        assert!(bounded.ttl_floor <= bounded.ttl_ceiling);
+        let far = std::time::Instant::now().checked_add(bounded.ttl_ceiling + bounded.stale_max);
+        assert!(far.is_some());
     }
 
     #[test]

@@ -249,7 +249,7 @@ async fn both_kinds_of_addresses_are_found_and_changes_are_followed() {
         changed.elapsed()
     );
     // What is no longer asked for is forgotten.
-    resolving.keep_only(&[api.clone()]);
+    resolving.keep_only(std::slice::from_ref(&api));
     bench.wait_for(&other, &[]).await;
     bench.assert_addresses(&api, &["192.0.2.7:443"]);
 }
@@ -282,6 +282,34 @@ async fn the_last_good_answer_outlives_the_resolvers_for_a_while() {
     if let Some(_dns) = Dnsmasq::try_start(address, hosts, directory) {
         bench.wait_for(&api, &["192.0.2.5:443"]).await;
     }
+}
+
+#[tokio::test]
+async fn what_is_known_outlives_the_tasks_that_found_it() {
+    let dns = Dnsmasq::start("192.0.2.1 api.test\n");
+    let bench = Bench::new();
+    let api = [name(1, "api.test")];
+    let mut resolving = bench.resolving(settings(&[dns.address]));
+    resolving.add(&api, OwnAddresses::default());
+    bench.wait_for(&api[0], &["192.0.2.1:443"]).await;
+    // As after a panic of the control plane, with resolvers that are gone too.
+    let generation = bench.book.generation();
+    drop(resolving);
+    drop(dns);
+    let (_udp, _tcp, dead) = silent();
+    let mut resolving = bench.resolving(settings(&[dead]));
+    resolving.add(&api, OwnAddresses::default());
+    assert!(
+        resolving.first_answers(&api, LONG).await,
+        "it was asked for long ago"
+    );
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    bench.assert_addresses(&api[0], &["192.0.2.1:443"]);
+    assert_eq!(
+        bench.book.generation(),
+        generation,
+        "it was never gone in between"
+    );
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@
 //! What is deliberately missing: knowledge of what a configuration is. A
 //! [`Reload`] reads it and gives back what is to be published.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -236,7 +239,7 @@ pub fn start(plan: OfficePlan) -> std::io::Result<Office> {
     })
 }
 
-/// The running control plane. Dropping it lets the thread run on.
+/// The running control plane. Dropping it lets the thread run on, until it panics.
 #[derive(Debug)]
 pub struct Office {
     shared: Arc<Shared>,
@@ -431,10 +434,11 @@ impl<'a> Desk<'a> {
             shared,
             watch,
             resolving,
-            status_due: in_force.status_interval.map(|time| Instant::now() + time),
+            status_due: next_status(in_force.status_interval),
             retry_due: None,
             renewed: None,
-            forget_due: None,
+            // An earlier life may not have come to it.
+            forget_due: Some(Instant::now() + FORGET_AFTER),
             last_failure: None,
             slow_reload_told: None,
             stuck_told: None,
@@ -551,7 +555,7 @@ impl<'a> Desk<'a> {
         self.shared.publisher.snapshot(Arc::clone(&loaded.snapshot));
         self.forget_due = Some(Instant::now() + FORGET_AFTER);
         self.watch.set(loaded.watch.clone(), loaded.read_began);
-        self.status_due = loaded.status_interval.map(|time| Instant::now() + time);
+        self.status_due = next_status(loaded.status_interval);
         if let Some(warnings) = &loaded.warnings {
             tracing::warn!("the configuration is in force, with warnings:\n{warnings}");
         }
@@ -591,7 +595,7 @@ impl<'a> Desk<'a> {
 
     fn status_line(&mut self) {
         let interval = self.shared.in_force().status_interval;
-        self.status_due = interval.map(|time| Instant::now() + time);
+        self.status_due = next_status(interval);
         tracing::info!("{}", status(self.shared));
     }
 
@@ -620,6 +624,11 @@ impl<'a> Desk<'a> {
         }
         self.stuck_told = stuck;
     }
+}
+
+/// A time beyond what the clock can say is never.
+fn next_status(interval: Option<Duration>) -> Option<Instant> {
+    Instant::now().checked_add(interval?)
 }
 
 fn no_resolving(error: &str) {
