@@ -1,2 +1,38 @@
-//! .
-fn main() {}
+//! The binary `claviger`: the command line, and the start and end of a process.
+
+#![forbid(unsafe_code)]
+
+mod boot;
+mod cli;
+mod demo;
+mod privileges;
+mod signals;
+mod tools;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Memory that one core frees is mostly memory that it allocated.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let outcome = match &cli.command {
+        cli::Command::Run(args) => boot::run(args).map_err(|error| error.to_string()),
+        cli::Command::Check(args) => tools::check(args),
+        cli::Command::Explain(args) => tools::explain(args),
+        cli::Command::Schema => tools::schema(),
+        cli::Command::Ca(args) => tools::ca(args),
+        cli::Command::Demo(args) => demo::run(args),
+        cli::Command::Completions { shell } => tools::completions(*shell),
+    };
+    match outcome {
+        Ok(code) => code,
+        Err(message) => {
+            eprintln!("claviger: {}", message.trim_end());
+            ExitCode::FAILURE
+        }
+    }
+}

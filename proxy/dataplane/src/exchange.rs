@@ -565,7 +565,7 @@ impl Exchange<'_> {
             match select(upload, relay).await {
                 Either::Left((Ok(()), relay)) => relay.await,
                 // It takes no more; perhaps it has already said why.
-                Either::Left((Err(BodyError::Sink(_)), relay)) => relay.await,
+                Either::Left((Err(BodyError::Sink), relay)) => relay.await,
                 Either::Left((Err(error), _)) => Err(upload_failed(error, awaiting.get())),
                 Either::Right((outcome, _)) => outcome,
             }
@@ -650,7 +650,7 @@ fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
         BodyError::Source(error) if error.kind() == io::ErrorKind::TimedOut => {
             (REQUEST_BODY_TIMEOUT, "request_body_timeout")
         }
-        BodyError::Source(_) | BodyError::Sink(_) => return Failed::Abandoned,
+        BodyError::Source(_) | BodyError::Sink => return Failed::Abandoned,
     };
     if unanswered {
         Failed::Unanswered(problem)
@@ -775,7 +775,7 @@ impl Answer<'_, '_> {
                 uploaded: self.uploaded.get(),
                 upgraded,
             }),
-            Err(BodyError::Sink(_)) => Err(Failed::Abandoned),
+            Err(BodyError::Sink) => Err(Failed::Abandoned),
             Err(BodyError::Source(error)) => Err(self.or_abandoned(
                 Failed::Cut(
                     Refuser::Upstream,

@@ -44,7 +44,7 @@ pub enum BodyError {
     /// Whoever sends it broke the framing.
     Framing,
     /// Whoever receives it is gone or does not read.
-    Sink(io::Error),
+    Sink,
     /// It is larger than the route allows.
     TooLarge,
 }
@@ -168,14 +168,14 @@ impl Body<'_> {
     ) -> Result<(), BodyError> {
         let mut pending = 0;
         if self.reader.is_done() {
-            return to.flush(write_timeout).await.map_err(BodyError::Sink);
+            return to.flush(write_timeout).await.map_err(|_| BodyError::Sink);
         }
         loop {
             let ready = match from.ready().map_err(BodyError::Source)? {
                 Some(ready) => ready,
                 None => {
                     // Nothing more at hand: what there is must not wait.
-                    to.flush(write_timeout).await.map_err(BodyError::Sink)?;
+                    to.flush(write_timeout).await.map_err(|_| BodyError::Sink)?;
                     pending = 0;
                     from.fill(read_timeout).await.map_err(BodyError::Source)?
                 }
@@ -197,16 +197,16 @@ impl Body<'_> {
                 }
             }
             if pending >= SEND_PENDING_BYTES {
-                to.flush(write_timeout).await.map_err(BodyError::Sink)?;
+                to.flush(write_timeout).await.map_err(|_| BodyError::Sink)?;
                 pending = 0;
             }
         }
         let mut end = Vec::new();
         self.end_into(&mut end);
         if !end.is_empty() {
-            to.write(&[&end]).map_err(BodyError::Sink)?;
+            to.write(&[&end]).map_err(|_| BodyError::Sink)?;
         }
-        to.flush(write_timeout).await.map_err(BodyError::Sink)
+        to.flush(write_timeout).await.map_err(|_| BodyError::Sink)
     }
 
     /// One piece of input, straight from where it was decrypted to where it is
@@ -232,8 +232,8 @@ impl Body<'_> {
                         to.write(&[chunk_header(data.len(), &mut header), data, b"\r\n"])
                     }
                 };
-                if let Err(error) = sent {
-                    return (used, Err(BodyError::Sink(error)));
+                if sent.is_err() {
+                    return (used, Err(BodyError::Sink));
                 }
                 written += data.len();
             }

@@ -279,7 +279,7 @@ mod tests {
     fn record(path: &[u8]) -> AuditRecord<'_> {
         AuditRecord {
             event: "exchange",
-            unix_ms: 1_795_300_800_123,
+            unix_ms: 1_795_305_600_123,
             request_id: "0a-1",
             listener: "main",
             route: Some("mail"),

@@ -2254,9 +2254,7 @@ fn leads_to(address: SocketAddr, own: SocketAddr) -> bool {
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
     match text.parse::<SocketAddr>() {
-        Ok(address) if address.port() == 0 => {
-            Err("write the port that callers connect to, usually 443".to_owned())
-        }
+        // Port 0 is any free one; which, the log says.
         Ok(address) => Ok(address),
         Err(_) => Err(
             if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {

@@ -1,0 +1,166 @@
+//! The command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the configuration is unless `--config` says otherwise.
+const CONFIG_DEFAULT: &str = "/etc/claviger/claviger.toml";
+
+/// Keeper of the keys: an API-key proxy that holds the real third-party keys so
+/// that nobody else has to.
+#[derive(Debug, Parser)]
+#[command(name = "claviger", version, about, long_about = None, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve.
+    Run(Run),
+    /// Check the configuration, with everything that can be known without serving.
+    Check(Check),
+    /// Say what would happen to a request: listener, route, strip, injection, upstream.
+    Explain(Explain),
+    /// Print the JSON Schema of the configuration.
+    Schema,
+    /// The internal certificate authority.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Show the whole thing at work: a mock API, a real call, and what each side saw.
+    Demo(Demo),
+    /// Print completions for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Which configuration.
+#[derive(Debug, Args)]
+pub struct Config {
+    /// The configuration file; `conf.d/*.toml` beside it belong to it.
+    #[arg(long, short, default_value = CONFIG_DEFAULT, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// `claviger run`
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub config: Config,
+    /// The I/O driver, instead of the configuration's.
+    #[arg(long, value_enum)]
+    pub driver: Option<Driver>,
+    /// The log level, instead of the configuration's: error, warn, info, debug, trace.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+}
+
+/// The I/O drivers.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Driver {
+    /// io_uring where it works, or else epoll.
+    Auto,
+    /// io_uring, or an error that says why not.
+    #[value(name = "io_uring", alias = "io-uring")]
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// `claviger check`
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub config: Config,
+}
+
+/// `claviger explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// The request's method.
+    pub method: String,
+    /// The request's URL, as the caller would write it.
+    pub url: String,
+    /// The caller's address.
+    #[arg(long, default_value = "127.0.0.1", value_name = "ADDRESS")]
+    pub from: IpAddr,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub config: Config,
+}
+
+/// `claviger ca`
+#[derive(Debug, Subcommand)]
+pub enum Ca {
+    /// Make a root limited to some domains, and an intermediate that issues.
+    Init {
+        /// A domain that the authority may issue for, with all names under it; may be repeated.
+        #[arg(long, required = true, value_name = "DOMAIN", num_args = 1..)]
+        permit: Vec<String>,
+        /// A host that the intermediate is limited to; may be repeated. Default: the permitted domains.
+        #[arg(long, value_name = "HOST", num_args = 1..)]
+        host: Vec<String>,
+        /// Where the authority's files are.
+        #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+        dir: PathBuf,
+        /// The kind of keys: ecdsa or rsa.
+        #[arg(long, default_value = "ecdsa", value_name = "TYPE")]
+        key_type: String,
+        /// Replace an authority that is there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Issue a certificate for one or more host names.
+    Issue {
+        /// The names; the first one names the files.
+        #[arg(required = true, value_name = "HOST")]
+        hosts: Vec<String>,
+        /// Where the authority's files are.
+        #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+        dir: PathBuf,
+        /// Where HOST.pem and HOST.key are written.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// The kind of key: ecdsa or rsa.
+        #[arg(long, default_value = "ecdsa", value_name = "TYPE")]
+        key_type: String,
+        /// Days until it expires.
+        #[arg(long, default_value_t = 30)]
+        days: u32,
+        /// Overwrite files that are there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Write the root certificate, for the machines that shall trust it.
+    Export {
+        /// Where the authority's files are.
+        #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+        dir: PathBuf,
+        /// The file to write; default: standard output.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// DER instead of PEM.
+        #[arg(long)]
+        der: bool,
+        /// Overwrite a file that is there.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// `claviger demo`
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// End by itself after the call.
+    #[arg(long)]
+    pub once: bool,
+}

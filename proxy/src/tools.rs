@@ -1,0 +1,129 @@
+//! The commands that do not serve.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::CommandFactory;
+use controlplane::config::{self, ResolveContext};
+use controlplane::pki::authority;
+
+use crate::cli;
+
+/// What a command ends with: an exit code, or a message for standard error.
+pub type Outcome = Result<ExitCode, String>;
+
+/// `claviger check`: 0 when it could be served, 1 when not. Warnings do not count.
+pub fn check(args: &cli::Check) -> Outcome {
+    let colour = std::io::stderr().is_terminal();
+    let report = match config::load(&args.config.config) {
+        Err(report) => report,
+        Ok(file) => match config::resolve(&file, &mut ResolveContext::to_look()) {
+            Err(report) => report,
+            Ok(resolved) => resolved.warnings,
+        },
+    };
+    if !report.is_empty() {
+        eprint!("{}", report.render(colour));
+    }
+    if report.has_errors() {
+        return Ok(ExitCode::FAILURE);
+    }
+    println!("{}: the configuration is good", args.config.config.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `claviger explain`
+pub fn explain(args: &cli::Explain) -> Outcome {
+    let file = config::load(&args.config.config).map_err(|report| report.render(false))?;
+    let resolved = config::resolve(&file, &mut ResolveContext::to_look())
+        .map_err(|report| report.render(false))?;
+    let explanation = config::explain(
+        &resolved.snapshot,
+        // Names are not resolved for an explanation: nothing is asked of anybody.
+        &policy::AddressBook::default(),
+        &config::Question {
+            method: args.method.to_ascii_uppercase(),
+            url: args.url.clone(),
+            from: args.from,
+        },
+    )
+    .map_err(|error| error.to_string())?;
+    if args.json {
+        print_out(format!("{:#}\n", explanation.to_json()).as_bytes())?;
+    } else {
+        print_out(explanation.to_string().as_bytes())?;
+    }
+    Ok(if explanation.is_allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// `claviger schema`
+pub fn schema() -> Outcome {
+    print_out(format!("{:#}\n", config::json_schema()).as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `claviger completions`
+pub fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut cli::Cli::command(), "claviger", &mut script);
+    print_out(&script)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `claviger ca`
+pub fn ca(args: &cli::Ca) -> Outcome {
+    let now = SystemTime::now();
+    match args {
+        cli::Ca::Init { permit, host, dir, key_type, force } => {
+            let report = authority::init(&authority::InitOptions {
+                dir: dir.clone(),
+                permit: permit.clone(),
+                hosts: host.clone(),
+                key_type: key_type.parse().map_err(|error| format!("--key-type: {error}"))?,
+                force: *force,
+                now,
+            })
+            .map_err(|error| error.to_string())?;
+            print_out(report.to_string().as_bytes())?;
+        }
+        cli::Ca::Issue { hosts, dir, out, key_type, days, force } => {
+            let report = authority::issue(&authority::IssueOptions {
+                dir: dir.clone(),
+                hosts: hosts.clone(),
+                out: out.clone(),
+                key_type: key_type.parse().map_err(|error| format!("--key-type: {error}"))?,
+                days: *days,
+                force: *force,
+                now,
+            })
+            .map_err(|error| error.to_string())?;
+            print_out(report.to_string().as_bytes())?;
+        }
+        cli::Ca::Export { dir, out, der, force } => {
+            let report = authority::export(&authority::ExportOptions {
+                dir: dir.clone(),
+                out: out.clone(),
+                der: *der,
+                force: *force,
+            })
+            .map_err(|error| error.to_string())?;
+            if out.is_none() {
+                print_out(&report.bytes)?;
+            } else {
+                eprint!("{report}");
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard output; a reader that has gone (`| head`) is no error.
+fn print_out(bytes: &[u8]) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) => Err(format!("standard output: {error}")),
+    }
+}
