@@ -9,7 +9,7 @@
 use core::fmt;
 use core::ops::Range;
 
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::target;
 
@@ -129,25 +129,27 @@ impl fmt::Debug for Scrubber {
     }
 }
 
-/// The forms in which a secret may come back: raw, percent-encoded (digits in either case),
-/// form-encoded, base64 in its three alignments (the part that does not depend on the neighbours,
-/// both alphabets), hexadecimal in either case. No form twice.
+/// The forms in which a secret may come back: raw, percent-encoded (digits in either case, and once
+/// more inside another URL), form-encoded, escaped as in JSON, a quoted string or HTML, base64 in its
+/// three alignments (the part that does not depend on the neighbours, both alphabets), hexadecimal
+/// in either case. No form twice: a key of letters and digits has nine at most.
+///
+/// Each form is as good as the secret; the caller overwrites them when done.
 #[must_use]
 pub fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     let mut forms: Vec<Vec<u8>> = Vec::new();
-    let mut note = |form: Vec<u8>| {
-        if !form.is_empty() && !forms.contains(&form) {
+    let mut note = |mut form: Vec<u8>| {
+        if form.is_empty() || forms.contains(&form) {
+            form.zeroize();
+        } else {
             forms.push(form);
         }
     };
     note(secret.to_vec());
-    let mut upper = Vec::new();
-    target::percent_encode_query(secret, &mut upper);
-    note(encoded(secret, b"0123456789abcdef", |byte| {
-        target::is_unreserved(byte)
-    }));
-    note(upper);
     for digits in [b"0123456789ABCDEF", b"0123456789abcdef"] {
+        let percent = encoded(secret, digits, target::is_unreserved);
+        note(encoded(&percent, digits, target::is_unreserved));
+        note(percent);
         // The WHATWG form encoding: `*` stays, `~` does not, a space becomes `+`.
         let stays = |byte: u8| {
             byte == b' ' || byte == b'*' || (byte != b'~' && target::is_unreserved(byte))
@@ -157,17 +159,10 @@ pub fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
             .filter(|byte| **byte == b' ')
             .for_each(|byte| *byte = b'+');
         note(form);
-        note(
-            secret
-                .iter()
-                .flat_map(|byte| {
-                    [
-                        digits[usize::from(byte >> 4)],
-                        digits[usize::from(byte & 15)],
-                    ]
-                })
-                .collect(),
-        );
+        note(hex(secret, digits));
+    }
+    for escapes in [QUOTED, JSON_SLASH, JSON_UNICODE, HTML, HTML_NUMERIC] {
+        note(escaped(secret, escapes));
     }
     for alphabet in [b"+/", b"-_"] {
         for offset in 0..3 {
@@ -177,17 +172,79 @@ pub fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
+/// Bytes, and what stands for each.
+type Escapes = &'static [(u8, &'static str)];
+
+/// A quoted string (RFC 9110 section 5.6.4), and JSON as most write it.
+const QUOTED: Escapes = &[(b'"', "\\\""), (b'\\', "\\\\")];
+
+/// JSON as PHP writes it.
+const JSON_SLASH: Escapes = &[(b'"', "\\\""), (b'\\', "\\\\"), (b'/', "\\/")];
+
+/// JSON as Go writes it.
+const JSON_UNICODE: Escapes = &[
+    (b'"', "\\\""),
+    (b'\\', "\\\\"),
+    (b'&', "\\u0026"),
+    (b'<', "\\u003c"),
+    (b'>', "\\u003e"),
+];
+
+/// HTML as most write it.
+const HTML: Escapes = &[
+    (b'&', "&amp;"),
+    (b'<', "&lt;"),
+    (b'>', "&gt;"),
+    (b'"', "&quot;"),
+    (b'\'', "&#39;"),
+];
+
+/// HTML as Go's templates write it.
+const HTML_NUMERIC: Escapes = &[
+    (b'&', "&amp;"),
+    (b'<', "&lt;"),
+    (b'>', "&gt;"),
+    (b'"', "&#34;"),
+    (b'\'', "&#39;"),
+    (b'+', "&#43;"),
+];
+
+/// Bytes of the longest escape in the tables above.
+const ESCAPE_BYTES_MAX: usize = 6;
+
+fn escaped(secret: &[u8], escapes: Escapes) -> Vec<u8> {
+    // Room for the longest escape everywhere: growing would leave a copy behind.
+    let mut out = Vec::with_capacity(ESCAPE_BYTES_MAX * secret.len());
+    for &byte in secret {
+        match escapes.iter().find(|(known, _)| *known == byte) {
+            Some((_, text)) => out.extend_from_slice(text.as_bytes()),
+            None => out.push(byte),
+        }
+    }
+    out
+}
+
+fn hex(secret: &[u8], digits: &[u8; 16]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(2 * secret.len());
+    out.extend(secret.iter().flat_map(|&byte| hex_pair(byte, digits)));
+    out
+}
+
+fn hex_pair(byte: u8, digits: &[u8; 16]) -> [u8; 2] {
+    [
+        digits[usize::from(byte >> 4)],
+        digits[usize::from(byte & 15)],
+    ]
+}
+
 fn encoded(secret: &[u8], digits: &[u8; 16], stays: impl Fn(u8) -> bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(3 * secret.len());
     for &byte in secret {
         if stays(byte) {
             out.push(byte);
         } else {
-            out.extend([
-                b'%',
-                digits[usize::from(byte >> 4)],
-                digits[usize::from(byte & 15)],
-            ]);
+            out.push(b'%');
+            out.extend(hex_pair(byte, digits));
         }
     }
     out
@@ -343,12 +400,31 @@ mod tests {
             "a%2bb%2fc+d%7ee*%ff%22k",
             "612b622f6320647e652aff226b",
             "612B622F6320647E652AFF226B",
+            "a%252Bb%252Fc%2520d~e%252A%25FF%2522k",
         ] {
             assert!(has(form), "{form}");
         }
         for (at, form) in forms.iter().enumerate() {
             assert!(!forms[..at].contains(form), "form {at} stands twice");
         }
+    }
+
+    #[test]
+    fn forms_cover_what_documents_escape() {
+        let check = |key: &str, form: &str| {
+            let forms = forms(key.as_bytes());
+            assert!(
+                forms.iter().any(|known| known == form.as_bytes()),
+                "{key} as {form}"
+            );
+        };
+        check("a\"b\\c/d", "a\\\"b\\\\c/d");
+        check("a\"b\\c/d", "a\\\"b\\\\c\\/d");
+        check("a&b<c>d", "a\\u0026b\\u003cc\\u003ed");
+        check("a&b'c\"", "a&amp;b&#39;c&quot;");
+        check("a+b'c\"", "a&#43;b&#39;c&#34;");
+        // Nothing to escape, nothing to add: raw, two hexadecimal, three alignments in up to two alphabets.
+        assert!(forms(b"abcXYZ0123").len() <= 9);
     }
 
     #[test]

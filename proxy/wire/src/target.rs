@@ -20,7 +20,7 @@ pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
     }
     // Each step may be taken or not, in the order in which a chain of servers would take them. A step
     // that changes nothing adds nothing, so few paths have more than a handful of readings.
-    let steps: [fn(&[u8]) -> Vec<u8>; 7] = [
+    let steps: [Step; 7] = [
         decoded,
         decoded,
         cut_at_query,
@@ -41,6 +41,9 @@ pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
     readings.remove(0);
     readings
 }
+
+/// One thing that some servers do to a path.
+type Step = fn(&[u8]) -> Vec<u8>;
 
 /// One parameter of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
