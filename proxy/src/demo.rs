@@ -66,7 +66,7 @@ pub fn run(args: &cli::Demo) -> Result<ExitCode, String> {
     let port = address.rsplit(':').next().unwrap_or_default().to_owned();
 
     say.step("A service calls the API with a wrong key, as it always did");
-    let url = format!("https://{HOST}:{port}/echo");
+    let url = format!("https://{HOST}:{port}/v1/models");
     say.line(&format!("$ curl {url} -H 'Authorization: Bearer {WRONG_KEY}'"));
     let answer = curl(&place, &port, &url)?;
     say.line(&format!("HTTP status: {}", answer.status));
