@@ -8,8 +8,9 @@ use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -19,7 +20,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::cli::{DriverChoice, Options};
 use crate::settings::Settings;
 use crate::tls::TlsFiles;
-use crate::worker::{self, Listener, Role};
+use crate::worker::{self, Listener, Pulse, Role};
 
 /// A server that runs. Dropping it stops it.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ pub struct Running {
     pub files: Option<TlsFiles>,
     /// How the workers wait for I/O: `io_uring` with its flags, or `epoll`.
     pub driver: &'static str,
-    stop: Vec<UnixStream>,
+    clock: Option<mpsc::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -74,13 +75,15 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
         control,
         files,
         driver: "",
-        stop: Vec::new(),
+        clock: None,
         threads: Vec::new(),
     };
+    let mut pulses = Vec::new();
     let (ready, started) = mpsc::channel();
     for (index, listeners) in per_worker.into_iter().enumerate() {
-        let (stop, stopped) = UnixStream::pair()?;
-        running.stop.push(stop);
+        let (beat, pulse) = UnixStream::pair()?;
+        beat.set_nonblocking(true)?;
+        pulses.push(beat);
         let cpu = match options.cpus.as_slice() {
             [] => None,
             cpus => Some(cpus[index % cpus.len()]),
@@ -91,7 +94,7 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
             driver: options.driver,
             settings: Arc::clone(&settings),
             listeners,
-            stopped,
+            pulse,
             ready: ready.clone(),
         };
         let on_panic = on_panic.as_ref().map(UnixStream::try_clone).transpose()?;
@@ -104,6 +107,12 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
         running.threads.push(thread);
     }
     drop(ready);
+    let (clock, stopped) = mpsc::channel();
+    running.clock = Some(clock);
+    let ticking = thread::Builder::new()
+        .name("clock".to_string())
+        .spawn(move || tick(&pulses, &stopped))?;
+    running.threads.push(ticking);
     for _ in 0..workers {
         let outcome = started
             .recv()
@@ -125,7 +134,7 @@ impl Running {
     }
 
     fn stop_workers(&mut self) -> io::Result<()> {
-        self.stop.clear();
+        self.clock = None;
         let mut outcome = Ok(());
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -139,6 +148,20 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.stop_workers();
+    }
+}
+
+/// Gives every worker a beat per second, until there is nobody left who could ask for a stop; then
+/// the workers see the end of their pulse, and stop.
+///
+/// A timer within each event loop would do as well, but then every wait for I/O would set up and
+/// tear down a kernel timer.
+fn tick(pulses: &[UnixStream], stopped: &mpsc::Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(Duration::from_secs(1)) {
+        for mut pulse in pulses {
+            // A worker that is too busy to take a beat has some waiting already.
+            let _ = pulse.write(&[0]);
+        }
     }
 }
 
@@ -192,7 +215,7 @@ struct Plan {
     driver: DriverChoice,
     settings: Arc<Settings>,
     listeners: Vec<(TcpListener, Role)>,
-    stopped: UnixStream,
+    pulse: UnixStream,
     ready: mpsc::Sender<io::Result<&'static str>>,
 }
 
@@ -243,8 +266,8 @@ impl Plan {
             .into_iter()
             .map(|(socket, role)| Listener::new(socket, role))
             .collect();
-        let (listeners, stopped) = match (listeners, worker::Stop::new(self.stopped)) {
-            (Ok(listeners), Ok(stopped)) => (listeners, stopped),
+        let (listeners, pulse) = match (listeners, Pulse::new(self.pulse)) {
+            (Ok(listeners), Ok(pulse)) => (listeners, pulse),
             (Err(error), _) | (_, Err(error)) => {
                 let _ = self.ready.send(Err(error));
                 return;
@@ -252,7 +275,7 @@ impl Plan {
         };
         let _ = self.ready.send(Ok(driver));
         drop(self.ready);
-        worker::run(self.index, self.settings, listeners, stopped).await;
+        worker::run(self.index, self.settings, listeners, pulse).await;
     }
 }
 

@@ -56,19 +56,26 @@ pub struct Listener {
     role: Role,
 }
 
-/// Resolves when the other end of a socket pair is dropped.
-pub struct Stop(monoio::net::UnixStream);
+/// A beat per second, until the server stops.
+pub struct Pulse(monoio::net::UnixStream);
 
-/// Serves until told to stop.
-pub async fn run(index: usize, settings: Arc<Settings>, listeners: Vec<Listener>, stop: Stop) {
+/// Serves until the pulse ends.
+pub async fn run(
+    index: usize,
+    settings: Arc<Settings>,
+    listeners: Vec<Listener>,
+    mut pulse: Pulse,
+) {
     let worker = Rc::new(Worker::new(index, settings));
     for listener in listeners {
         monoio::spawn(accept(Rc::clone(&worker), listener));
     }
-    monoio::spawn(tick(Rc::clone(&worker)));
-    let Stop(mut stream) = stop;
-    // Any outcome means the same: nobody holds the other end.
-    let _ = stream.read(vec![0; 1]).await;
+    while pulse.beat().await {
+        worker.render();
+        for _ in 0..worker.idle.sweep(worker.settings.idle_timeout) {
+            worker.stats.idle_closed.increment();
+        }
+    }
     worker.idle.shut_all();
 }
 
@@ -119,16 +126,6 @@ impl Worker {
         self.next_number
             .set(number + self.settings.stats.len() as u64);
         number
-    }
-}
-
-async fn tick(worker: Rc<Worker>) {
-    loop {
-        monoio::time::sleep(Duration::from_secs(1)).await;
-        worker.render();
-        for _ in 0..worker.idle.sweep(worker.settings.idle_timeout) {
-            worker.stats.idle_closed.increment();
-        }
     }
 }
 
@@ -222,11 +219,18 @@ impl Listener {
     }
 }
 
-impl Stop {
-    /// Must be called within the event loop.
+impl Pulse {
+    /// Must be called within the event loop. Each byte is a beat.
     pub fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        monoio::net::UnixStream::from_std(stream).map(Stop)
+        monoio::net::UnixStream::from_std(stream).map(Pulse)
+    }
+
+    /// Waits for the next beat; false when there will be no more.
+    async fn beat(&mut self) -> bool {
+        // One byte at a time: after a stall, time passes in the second hand too.
+        let (result, _) = self.0.read(vec![0; 1]).await;
+        matches!(result, Ok(1..))
     }
 }
 
