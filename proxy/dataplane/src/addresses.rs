@@ -51,6 +51,39 @@ impl Failures {
     }
 }
 
+/// An address that is being tried. Unless it is settled, by success or by an error
+/// of its own, it counts as failed: it lost the race, or the time was up.
+pub struct Trial<'a> {
+    failures: &'a Failures,
+    address: SocketAddr,
+    now_ms: u64,
+    settled: bool,
+}
+
+impl<'a> Trial<'a> {
+    pub fn new(failures: &'a Failures, address: SocketAddr, now_ms: u64) -> Self {
+        Self {
+            failures,
+            address,
+            now_ms,
+            settled: false,
+        }
+    }
+
+    pub fn succeed(mut self) {
+        self.settled = true;
+        self.failures.forget(self.address);
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.failures.note(self.address, self.now_ms);
+        }
+    }
+}
+
 /// The order in which addresses are tried: families alternate (RFC 8305, section
 /// 4), those that just failed come last, `turn` spreads connections.
 pub fn order(
@@ -94,7 +127,14 @@ pub async fn connect(
     failures: &Failures,
     now_ms: u64,
 ) -> io::Result<((rt::Receiver, rt::Sender, std::os::fd::RawFd), SocketAddr)> {
-    let attempt = |address: SocketAddr| async move { (address, rt::connect(address).await) };
+    let attempt = |address: SocketAddr| async move {
+        let trial = Trial::new(failures, address, now_ms);
+        let connected = rt::connect(address).await;
+        if connected.is_ok() {
+            trial.succeed();
+        }
+        (address, connected)
+    };
     let mut waiting = ordered.iter().copied();
     let mut racing = FuturesUnordered::new();
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -112,14 +152,8 @@ pub async fn connect(
             }
         };
         match outcome {
-            Some((address, Ok(stream))) => {
-                failures.forget(address);
-                return Ok((stream, address));
-            }
-            Some((address, Err(error))) => {
-                failures.note(address, now_ms);
-                last = error;
-            }
+            Some((address, Ok(stream))) => return Ok((stream, address)),
+            Some((_, Err(error))) => last = error,
             None => {}
         }
         racing.extend(waiting.next().map(attempt));

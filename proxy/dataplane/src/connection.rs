@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use policy::Caller;
 
@@ -13,6 +14,10 @@ use crate::ledger::Draft;
 use crate::rt::{self, RawSocket};
 use crate::tls;
 use crate::transport::{Filled, Transport};
+
+/// How long a connection that was taken from the queue while draining may take
+/// to send its request.
+const FIRST_WHILE_DRAINING: Duration = Duration::from_secs(1);
 
 /// Who is at the other end, as far as the connection tells.
 pub struct Peer {
@@ -101,9 +106,23 @@ async fn greet(
 }
 
 async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, down: &mut Transport) {
+    let mut is_first = true;
     loop {
-        let idle_timeout = core.view().limits.idle_timeout;
-        match down.incoming().fill_idle(idle_timeout).await {
+        let limits = core.view().limits;
+        // Nobody connects in order to say nothing: the first request is due at once,
+        // and is served even while the core drains.
+        let arrived = if std::mem::take(&mut is_first) {
+            down.incoming()
+                .fill(if core.draining.get() {
+                    limits.head_timeout.min(FIRST_WHILE_DRAINING)
+                } else {
+                    limits.idle_timeout
+                })
+                .await
+        } else {
+            down.incoming().fill_idle(limits.idle_timeout).await
+        };
+        match arrived {
             Ok(Filled::Data) => {}
             Ok(Filled::End) | Err(_) => break,
         }

@@ -440,29 +440,21 @@ impl Exchange<'_> {
         let (_, mut down_out) = self.down.split();
         let limits = &permit.upstream().limits;
         let body = &request.rest()[..length];
-        let sent =
-            match forward::write_head(&mut up_out, key, &outbound, request_plan, request, body) {
-                Ok(()) => forward::flush(&mut up_out, limits.read_timeout).await,
-                Err(error) => Err(error),
-            };
-        match sent {
-            Ok(Sent::Whole) => {}
-            Ok(Sent::Nothing) => {
-                return Err(Failed::BeforeAnswer {
-                    problem: UPSTREAM_CLOSED,
-                    nothing_sent: true,
-                });
-            }
-            Err(_) => {
-                return Err(Failed::BeforeAnswer {
-                    problem: UPSTREAM_CLOSED,
-                    nothing_sent: false,
-                });
-            }
+        let written = forward::write_head(&mut up_out, key, &outbound, request_plan, request, body);
+        let sent = match written {
+            Ok(()) => forward::flush(&mut up_out, limits.read_timeout).await,
+            Err(_) => Sent::Nothing,
+        };
+        if sent == Sent::Nothing {
+            return Err(Failed::BeforeAnswer {
+                problem: UPSTREAM_CLOSED,
+                nothing_sent: true,
+            });
         }
+        // An upstream that takes no more may have said why: its answer is read.
+        let uploaded = Cell::new((sent == Sent::Whole).then(|| self.core.tick.now_ms()));
         self.draft.borrow_mut().bytes_in = length as u64;
         self.consumed = length;
-        let uploaded = Cell::new(true);
         Answer {
             core: self.core,
             draft: self.draft,
@@ -501,7 +493,7 @@ impl Exchange<'_> {
         let (mut up_in, mut up_out) = lease.connection().split();
         let (mut down_in, mut down_out) = self.down.split();
         let limits = &permit.upstream().limits;
-        let uploaded = Cell::new(false);
+        let uploaded = Cell::new(None);
         let awaiting = Cell::new(true);
         let route = permit.route();
         let mut body = Body {
@@ -514,7 +506,7 @@ impl Exchange<'_> {
             bytes: 0,
             bytes_max: route.body_bytes_max,
             strip_trailers: &route.strip_fields,
-            pass_trailers: true,
+            scrubber: None,
         };
         let mut at_hand = Vec::new();
         let consumed = match body.copy_into(request.rest(), &mut at_hand) {
@@ -545,13 +537,14 @@ impl Exchange<'_> {
             write_timeout: self.write_timeout,
         };
         let read_timeout = self.write_timeout;
+        let core = self.core;
         let outcome = {
             let upload = async {
                 let carried = body
                     .carry(&mut down_in, &mut up_out, read_timeout, limits.read_timeout)
                     .await;
                 if carried.is_ok() {
-                    uploaded.set(true);
+                    uploaded.set(Some(core.tick.now_ms()));
                 }
                 if awaiting.get() {
                     // The time for the answer's head runs from the request's end.
@@ -585,10 +578,7 @@ impl Exchange<'_> {
         answered: Answered,
     ) -> Next {
         if answered.upgraded {
-            self.core.ledger.watch(self.draft);
-            self.down.watch().watch(Some(lease.connection().watch()));
             let carried = tunnel::run(self.down, lease.connection(), self.write_timeout).await;
-            self.down.watch().unwatch();
             let mut draft = self.draft.borrow_mut();
             draft.bytes_in += carried.bytes_in;
             draft.bytes_out += carried.bytes_out;
@@ -671,8 +661,8 @@ struct Answer<'a, 's> {
     keep_alive: bool,
     expects_continue: bool,
     upgrade: Option<&'a str>,
-    /// Whether the request has gone out whole.
-    uploaded: &'a Cell<bool>,
+    /// When the request had gone out whole, by the core's clock.
+    uploaded: &'a Cell<Option<u64>>,
     /// Whether nothing was passed on yet.
     awaiting: &'a Cell<bool>,
     write_timeout: Duration,
@@ -709,7 +699,7 @@ impl Answer<'_, '_> {
         };
         let down_persists = self.keep_alive
             && !ends_with_connection
-            && self.uploaded.get()
+            && self.uploaded.get().is_some()
             && !self.core.draining.get();
         let hits = rewrite::response(
             response,
@@ -738,7 +728,7 @@ impl Answer<'_, '_> {
             bytes: 0,
             bytes_max: u64::MAX,
             strip_trailers: &self.permit.route().strip_fields,
-            pass_trailers: true,
+            scrubber: self.permit.credential().map(policy::Credential::scrubber),
         };
         let mut first = self.core.buffers.take_send();
         let used = if upgraded {
@@ -770,9 +760,9 @@ impl Answer<'_, '_> {
                     && !upgraded
                     && !leftover
                     && framing != BodyFraming::UntilClose
-                    && self.uploaded.get(),
+                    && self.uploaded.get().is_some(),
                 down_persists: down_persists && !upgraded,
-                uploaded: self.uploaded.get(),
+                uploaded: self.uploaded.get().is_some(),
                 upgraded,
             }),
             Err(BodyError::Sink) => Err(Failed::Abandoned),
@@ -868,13 +858,15 @@ impl Answer<'_, '_> {
                 }
             }
             // While the request is still going out the answer is not due.
-            let limit = if self.uploaded.get() {
-                let spent = self.core.tick.now_ms().saturating_sub(begun_ms);
-                self.permit
-                    .response_head_timeout()
-                    .saturating_sub(Duration::from_millis(spent))
-            } else {
-                Duration::MAX
+            let limit = match self.uploaded.get() {
+                Some(uploaded_ms) => {
+                    let since_ms = begun_ms.max(uploaded_ms);
+                    let spent = self.core.tick.now_ms().saturating_sub(since_ms);
+                    self.permit
+                        .response_head_timeout()
+                        .saturating_sub(Duration::from_millis(spent))
+                }
+                None => Duration::MAX,
             };
             match up.fill(limit).await {
                 Ok(Filled::Data) => up.take(|chunk| {

@@ -29,29 +29,24 @@ pub fn write_head(
     up.write(&slices)
 }
 
-/// How a request that was sent whole can have failed on its way out.
+/// How far a request got on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {
     /// All of it was given to the kernel.
     Whole,
-    /// The kernel took none of it: the connection was closed before.
+    /// The connection failed when part of it had left.
+    Partly,
+    /// The connection failed, and the kernel took none of it: the upstream cannot
+    /// have seen it.
     Nothing,
 }
 
 /// Sends what was written.
-pub async fn flush(up: &mut Outgoing<'_>, limit: Duration) -> io::Result<Sent> {
+pub async fn flush(up: &mut Outgoing<'_>, limit: Duration) -> Sent {
+    let before = up.bytes_sent();
     match up.flush(limit).await {
-        Ok(()) => Ok(Sent::Whole),
-        // The first send on this connection since it was found idle: if it was
-        // refused, nothing of the request has left.
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) =>
-        {
-            Ok(Sent::Nothing)
-        }
-        Err(error) => Err(error),
+        Ok(()) => Sent::Whole,
+        Err(_) if up.bytes_sent() == before => Sent::Nothing,
+        Err(_) => Sent::Partly,
     }
 }

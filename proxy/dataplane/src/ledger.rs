@@ -275,4 +275,18 @@ impl Ledger {
             true
         });
     }
+
+    /// The core ends with exchanges in flight: each has its record all the same.
+    pub fn stop(&self) {
+        for draft in self.open.take() {
+            if let Some(draft) = draft.upgrade()
+                && let Ok(mut draft) = draft.try_borrow_mut()
+                && draft.open
+            {
+                draft.refused = Some((Refuser::Claviger, "stopped"));
+                self.end(&mut draft, None);
+            }
+        }
+        self.flush();
+    }
 }

@@ -73,7 +73,7 @@ impl Cores {
     }
 
     /// Connections that `core` serves.
-    fn load(&self, core: usize) -> usize {
+    pub fn load(&self, core: usize) -> usize {
         self.loads[core].0.load(Ordering::Relaxed)
     }
 }
@@ -90,6 +90,17 @@ impl Drop for Place {
             .0
             .fetch_sub(1, Ordering::Relaxed);
         self.core.counters.sub(Counter::connections_open);
+    }
+}
+
+/// Counts a panic that unwinds through it.
+struct PanicCounter<'a>(&'a Core);
+
+impl Drop for PanicCounter<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.count(Counter::exchanges_panicked);
+        }
     }
 }
 
@@ -119,7 +130,7 @@ pub async fn accept(
         };
         place(&core, &cores, &names, index, socket);
     }
-    while let Some(socket) = listener.accept_now() {
+    while let Ok(socket) = listener.accept_waiting().await {
         place(&core, &cores, &names, index, socket);
     }
 }
@@ -133,7 +144,12 @@ fn place(
     socket: RawSocket,
 ) {
     core.count(Counter::connections_accepted);
-    let target = cores.least_loaded(core.index);
+    // While draining each core finishes what it has: the others may be gone.
+    let target = if core.draining.get() {
+        core.index
+    } else {
+        cores.least_loaded(core.index)
+    };
     // The load counts from here, so that a burst is spread as well.
     cores.loads[target].0.fetch_add(1, Ordering::Relaxed);
     if target == core.index {
@@ -192,20 +208,11 @@ fn start(core: &Rc<Core>, cores: &Arc<Cores>, names: &Arc<[Arc<str>]>, handed: H
     let name = Arc::clone(&names[listener as usize]);
     let core = Rc::clone(core);
     rt::spawn(async move {
-        let place = place;
-        serve_guarded(&core, name, client, socket).await;
-        drop(place);
+        // A panic ends this connection and nothing else; it unwinds through here.
+        let _place = place;
+        let _guard = PanicCounter(&core);
+        connection::serve(&core, name, client, socket).await;
     });
-}
-
-/// A panic ends its own connection and nothing else. The hook has printed where
-/// it was; the payload, which may quote anything, is dropped unseen.
-async fn serve_guarded(core: &Rc<Core>, listener: Arc<str>, client: SocketAddr, socket: RawSocket) {
-    use futures_util::FutureExt;
-    let serving = std::panic::AssertUnwindSafe(connection::serve(core, listener, client, socket));
-    if serving.catch_unwind().await.is_err() {
-        core.count(Counter::exchanges_panicked);
-    }
 }
 
 /// Errors of a connection that was gone before it was accepted (accept(2)).
@@ -215,8 +222,5 @@ fn is_gone(error: &std::io::Error) -> bool {
         std::io::ErrorKind::ConnectionAborted
             | std::io::ErrorKind::ConnectionReset
             | std::io::ErrorKind::Interrupted
-    ) || matches!(
-        error.raw_os_error(),
-        Some(libc::EPROTO | libc::ENETDOWN | libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EAGAIN)
-    )
+    ) || matches!(error.raw_os_error(), Some(libc::EPROTO))
 }

@@ -287,17 +287,17 @@ async fn open(
                 .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
         let mut connection = Transport::new(socket, &core.tick, &core.buffers);
         connection.start_tls(session.into());
+        let trial = addresses::Trial::new(&core.failures, address, now_ms);
         match connection.handshake().await {
-            Ok(()) => return Ok((connection, address)),
+            Ok(()) => {
+                trial.succeed();
+                return Ok((connection, address));
+            }
             // Not TLS's verdict but the network's: another address may do better.
             Err(error) if error.kind() != io::ErrorKind::InvalidData && ordered.len() > 1 => {
-                core.failures.note(address, now_ms);
                 ordered.retain(|other| *other != address);
             }
-            Err(error) => {
-                core.failures.note(address, now_ms);
-                return Err(LeaseError::Tls(error));
-            }
+            Err(error) => return Err(LeaseError::Tls(error)),
         }
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use wire::chunked::{ChunkError, ChunkedDecoder, chunk_header};
 use wire::framing::BodyFraming;
 use wire::names::NameSet;
+use wire::scrub::Scrubber;
 
 use crate::transport::{Filled, Incoming, Outgoing, SEND_PENDING_BYTES};
 
@@ -59,8 +60,8 @@ pub struct Body<'r> {
     pub bytes_max: u64,
     /// Trailer fields that are dropped, besides those that never pass.
     pub strip_trailers: &'r NameSet,
-    /// Whether trailers pass at all.
-    pub pass_trailers: bool,
+    /// Searched for in trailers: those with a hit are dropped, all of them.
+    pub scrubber: Option<&'r Scrubber>,
 }
 
 impl BodyReader {
@@ -142,7 +143,9 @@ impl Body<'_> {
         if self.writer == BodyWriter::Chunked {
             out.extend_from_slice(wire::chunked::LAST_CHUNK);
             if let BodyReader::Chunked(decoder) = &self.reader
-                && self.pass_trailers
+                && self
+                    .scrubber
+                    .is_none_or(|scrubber| scrubber.find(decoder.trailers()).is_none())
             {
                 wire::rewrite::trailers(decoder.trailers(), self.strip_trailers, out);
             }

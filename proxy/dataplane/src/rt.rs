@@ -17,7 +17,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use monoio::buf::IoBuf;
-use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelableAsyncReadRent, Canceller};
+use monoio::io::{AsyncWriteRent, CancelableAsyncReadRent, Canceller};
 use monoio::net::unix::UnixDatagram;
 use monoio::net::{TcpListener, TcpStream};
 
@@ -176,9 +176,14 @@ pub fn run<F: Future>(kind: DriverKind, main: F) -> Result<F::Output, RuntimeErr
     Ok(runtime.block_on(main))
 }
 
-/// Starts a task on this core. It runs to its end by itself.
+/// Starts a task on this core. It runs to its end by itself. monoio does not catch
+/// a task's panic, which would end the whole core: here it ends its task. The hook
+/// has printed the place; the payload, which may quote anything, is dropped unseen.
 pub fn spawn<F: Future<Output = ()> + 'static>(task: F) {
-    drop(monoio::spawn(task));
+    let task = std::panic::AssertUnwindSafe(task);
+    drop(monoio::spawn(async move {
+        let _ = futures_util::FutureExt::catch_unwind(task).await;
+    }));
 }
 
 /// Waits; resolution 1 ms.
@@ -248,14 +253,9 @@ pub struct Receiver {
 impl Receiver {
     /// Receives what is there into `buffer`, which must be empty; `Ok(0)` is the
     /// end. The future must be awaited to its end unless the connection closes.
+    /// [`Stop::stop`] can end it: then the error is `ECANCELED` (see
+    /// [`is_stopped`]), no byte is lost, and the socket is as it was.
     pub async fn recv(&mut self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        self.shared.stream().read(buffer).await
-    }
-
-    /// Like [`recv`](Self::recv), but [`Stop::stop`] can end it: then the error
-    /// is `ECANCELED` (see [`is_stopped`]), no byte is lost, and the socket is as
-    /// it was.
-    pub async fn recv_stoppable(&mut self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         let handle = self.stop.0.borrow().handle();
         self.shared.stream().cancelable_read(buffer, handle).await
     }
@@ -265,7 +265,7 @@ impl Receiver {
         self.shared.stream().readable(false).await
     }
 
-    /// Ends stoppable receives of this socket.
+    /// Ends receives of this socket.
     pub fn stop_handle(&self) -> Stop {
         self.stop.clone()
     }
@@ -294,26 +294,26 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// Sends all of `buffer` and gives it back.
-    pub async fn send(&mut self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+    /// Sends all of `buffer` and gives it back. Says how much the kernel took.
+    pub async fn send(&mut self, mut buffer: Vec<u8>) -> (io::Result<()>, usize, Vec<u8>) {
         let total = buffer.len();
-        let (sent, mut buffer) = self.shared.stream().write(buffer).await;
-        let mut done = match sent {
-            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
-            Ok(sent) => sent,
-            Err(error) => return (Err(error), buffer),
-        };
-        // The rare rest: the socket's buffer was full.
+        let mut done = 0;
         while done < total {
-            let (sent, slice) = self.shared.stream().write(buffer.slice(done..)).await;
-            buffer = slice.into_inner();
+            let sent;
+            // The second turn is rare: the socket's buffer was full.
+            (sent, buffer) = if done == 0 {
+                self.shared.stream().write(buffer).await
+            } else {
+                let (sent, slice) = self.shared.stream().write(buffer.slice(done..)).await;
+                (sent, slice.into_inner())
+            };
             match sent {
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), done, buffer),
                 Ok(sent) => done += sent,
-                Err(error) => return (Err(error), buffer),
+                Err(error) => return (Err(error), done, buffer),
             }
         }
-        (Ok(()), buffer)
+        (Ok(()), done, buffer)
     }
 }
 
@@ -355,25 +355,16 @@ impl Listener {
         Ok(unsafe { RawSocket::from_raw_fd(fd) })
     }
 
-    /// A connection that waits already, when nobody accepts any more.
-    pub fn accept_now(&self) -> Option<RawSocket> {
-        let fd = self.listener.as_raw_fd();
-        // SAFETY: no memory is involved; null pointers ask for no address. The new
-        // descriptor, if there is one, belongs to nobody else.
-        unsafe {
-            libc::fcntl(
-                fd,
-                libc::F_SETFL,
-                libc::fcntl(fd, libc::F_GETFL) | libc::O_NONBLOCK,
-            );
-            let accepted = libc::accept4(
-                fd,
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                libc::SOCK_CLOEXEC,
-            );
-            (accepted >= 0).then(|| RawSocket::from_raw_fd(accepted))
-        }
+    /// A connection that waits already, when nobody accepts any more. The
+    /// descriptor's flags stay as they are: other cores and a later process share
+    /// them. So an ordinary accept is started, and stopped if it finds nothing.
+    pub async fn accept_waiting(&self) -> io::Result<RawSocket> {
+        let stop = self.stop.clone();
+        spawn(async move {
+            sleep(Duration::from_millis(20)).await;
+            stop.stop();
+        });
+        self.accept().await
     }
 }
 

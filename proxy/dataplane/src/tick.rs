@@ -26,8 +26,8 @@ const HANGUP_SWEEPS: u64 = 2;
 /// be worth a system call.
 const WATCH_AFTER_MS: u64 = 150;
 
-/// An idle connection gives its receive buffer back after this time. Shorter than
-/// a keep-alive client's usual pause it would cost a wake-up per request.
+/// A receive that waits gives its buffer back after this time. Shorter than a
+/// keep-alive client's usual pause it would cost a wake-up per request.
 const COLD_AFTER_MS: u64 = 1_000;
 
 /// "Never" as a time.
@@ -62,10 +62,10 @@ pub struct Slot {
     /// Since when the peer is watched for hanging up; `NEVER` is not at all.
     watched_since: Cell<u64>,
     hung_up: Cell<bool>,
-    /// Since when a receive waits for a next request; `NEVER` is not at all.
-    idle_since: Cell<u64>,
-    /// Its receive was stopped, so that it holds no buffer.
-    cold: Cell<bool>,
+    /// Since when a receive with a buffer waits; `NEVER` is not at all.
+    waiting_since: Cell<u64>,
+    /// Whether it waits for a next request: then draining ends it.
+    idle: Cell<bool>,
     stop: Stop,
     /// The other side of the exchange, cut when this one hangs up.
     partner: RefCell<Weak<Slot>>,
@@ -106,8 +106,8 @@ impl Tick {
             send_late: Cell::new(false),
             watched_since: Cell::new(NEVER),
             hung_up: Cell::new(false),
-            idle_since: Cell::new(NEVER),
-            cold: Cell::new(false),
+            waiting_since: Cell::new(NEVER),
+            idle: Cell::new(false),
             stop,
             partner: RefCell::new(Weak::new()),
         });
@@ -150,14 +150,11 @@ impl Tick {
                 slot.send_late.set(true);
                 rt::cut(slot.fd, false);
             }
-            let idle_since = slot.idle_since.get();
-            if idle_since != NEVER {
-                if draining {
-                    rt::cut(slot.fd, true);
-                } else if !slot.cold.get() && now.saturating_sub(idle_since) >= COLD_AFTER_MS {
-                    slot.cold.set(true);
-                    slot.stop.stop();
-                }
+            if draining && slot.idle.get() {
+                rt::cut(slot.fd, true);
+            } else if now.saturating_sub(slot.waiting_since.get()) >= COLD_AFTER_MS {
+                slot.waiting_since.set(NEVER);
+                slot.stop.stop();
             }
             if look_for_hangups && now.saturating_sub(slot.watched_since.get()) >= WATCH_AFTER_MS {
                 fds.push(slot.fd);
@@ -244,15 +241,17 @@ impl Registration {
         self.slot.hung_up.get()
     }
 
-    /// A stoppable receive waits for the next request: after a while the sweep
-    /// stops it, so that its buffer can be given back.
+    /// Whether the connection waits for a next request.
     pub fn idle(&self, is_idle: bool) {
-        self.slot.cold.set(false);
-        self.slot.idle_since.set(if is_idle {
-            self.tick.now_ms.get()
-        } else {
-            NEVER
-        });
+        self.slot.idle.set(is_idle);
+    }
+
+    /// A receive waits with a buffer in hand: after a while the sweep stops it, so
+    /// that the buffer can be given back.
+    pub fn waits_with_buffer(&self, waits: bool) {
+        self.slot
+            .waiting_since
+            .set(if waits { self.tick.now_ms.get() } else { NEVER });
     }
 
     /// The socket, for looking at it.

@@ -72,10 +72,19 @@ async fn handshake(
 ) -> io::Result<Accepted> {
     let mut acceptor = Acceptor::default();
     let accepted = loop {
-        connection
-            .recv_raw(|bytes| acceptor.read_tls(bytes).map(drop))
+        // rustls takes 4 KiB at a time; a ClientHello may be larger than that.
+        let heard = connection
+            .recv_raw(|bytes| {
+                loop {
+                    acceptor.read_tls(bytes)?;
+                    match acceptor.accept() {
+                        Ok(None) if !bytes.is_empty() => {}
+                        heard => return Ok(heard),
+                    }
+                }
+            })
             .await?;
-        match acceptor.accept() {
+        match heard {
             Ok(Some(accepted)) => break accepted,
             Ok(None) => {}
             Err((error, mut alert)) => {

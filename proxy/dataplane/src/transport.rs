@@ -44,6 +44,8 @@ struct Inner {
     ended: bool,
     /// FIN came without close_notify.
     cut_short: bool,
+    /// Bytes that the kernel has taken, of whatever kind.
+    bytes_sent: u64,
 }
 
 /// How a wait for bytes ended.
@@ -74,6 +76,7 @@ impl Transport {
                 outbox: Vec::new(),
                 ended: false,
                 cut_short: false,
+                bytes_sent: 0,
             }),
             buffers: Rc::clone(buffers),
         }
@@ -124,38 +127,30 @@ impl Transport {
         self.split().1
     }
 
-    /// Receives raw bytes for a handshake that is not yet a session's business.
-    /// They are found in `ClientHello` reading order by the closure.
-    pub async fn recv_raw(
+    /// Receives raw bytes for what comes before there is a session. `feed` takes
+    /// them until it has what it wants; what it leaves belongs to the session
+    /// that follows.
+    pub async fn recv_raw<R>(
         &mut self,
-        mut feed: impl FnMut(&mut &[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let buffer = self.buffers.take_recv();
-        let (received, buffer) = self.receiver.recv(buffer).await;
-        let result = match received {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                let mut bytes = &buffer[..n];
-                let fed = feed(&mut bytes);
-                // What the closure left belongs to the session that follows.
-                let left = n - bytes.len();
-                if fed.is_ok() && left < n {
-                    let inner = self.inner.get_mut();
-                    inner.inbox = buffer;
-                    inner.inbox_at = left;
-                    return Ok(());
-                }
-                fed
-            }
-            Err(error) => Err(error),
-        };
-        self.buffers.give_recv(buffer);
-        result
+        feed: impl FnOnce(&mut &[u8]) -> io::Result<R>,
+    ) -> io::Result<R> {
+        let filled = self.incoming().recv_once().await?;
+        if filled == Filled::End {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let inner = self.inner.get_mut();
+        let mut bytes = &inner.inbox[inner.inbox_at..];
+        let fed = feed(&mut bytes);
+        inner.inbox_at = inner.inbox.len() - bytes.len();
+        if fed.is_err() {
+            inner.inbox_at = inner.inbox.len();
+        }
+        fed
     }
 
     /// Sends raw bytes beside any session: an alert of a handshake that failed.
     pub async fn send_raw(&mut self, bytes: Vec<u8>) {
-        let (_, buffer) = self.sender.send(bytes).await;
+        let (_, _, buffer) = self.sender.send(bytes).await;
         self.buffers.give_send(buffer);
     }
 
@@ -189,9 +184,7 @@ impl Transport {
             if !handshaking {
                 return Ok(());
             }
-            if !incoming.inner.borrow().has_input()
-                && incoming.recv_once(false).await? == Filled::End
-            {
+            if !incoming.inner.borrow().has_input() && incoming.recv_once().await? == Filled::End {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -334,22 +327,20 @@ impl Incoming<'_> {
             return Ok(filled);
         }
         self.watch.recv_within(limit);
-        let filled = self.wait(false).await;
+        let filled = self.wait().await;
         self.watch.recv_done();
         filled
     }
 
-    /// Like [`fill`](Self::fill), for the pause between two requests: after a
-    /// while the receive buffer is given back until something comes.
+    /// Like [`fill`](Self::fill), for the pause between two requests: draining
+    /// ends it.
     pub async fn fill_idle(&mut self, limit: Duration) -> io::Result<Filled> {
         if let Some(filled) = self.ready()? {
             return Ok(filled);
         }
-        self.watch.recv_within(limit);
         self.watch.idle(true);
-        let filled = self.wait(true).await;
+        let filled = self.fill(limit).await;
         self.watch.idle(false);
-        self.watch.recv_done();
         filled
     }
 
@@ -369,9 +360,9 @@ impl Incoming<'_> {
         Ok(None)
     }
 
-    async fn wait(&mut self, idle: bool) -> io::Result<Filled> {
+    async fn wait(&mut self) -> io::Result<Filled> {
         loop {
-            let received = self.recv_once(idle).await;
+            let received = self.recv_once().await;
             if self.watch.is_recv_late() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -383,7 +374,7 @@ impl Incoming<'_> {
     }
 
     /// One receive into the inbox, which must be used up.
-    async fn recv_once(&mut self, idle: bool) -> io::Result<Filled> {
+    async fn recv_once(&mut self) -> io::Result<Filled> {
         let mut buffer = {
             let mut inner = self.inner.borrow_mut();
             debug_assert!(!inner.has_input());
@@ -396,13 +387,11 @@ impl Incoming<'_> {
             }
             buffer.clear();
             let received;
-            (received, buffer) = if idle {
-                self.receiver.recv_stoppable(buffer).await
-            } else {
-                self.receiver.recv(buffer).await
-            };
+            self.watch.waits_with_buffer(true);
+            (received, buffer) = self.receiver.recv(buffer).await;
+            self.watch.waits_with_buffer(false);
             match received {
-                Err(error) if idle && rt::is_stopped(&error) => {
+                Err(error) if rt::is_stopped(&error) => {
                     // Cold: wait with nothing in hand.
                     self.buffers.give_recv(std::mem::take(&mut buffer));
                     self.receiver.readable().await?;
@@ -534,10 +523,16 @@ impl Outgoing<'_> {
                 self.buffers.give_send(buffer);
                 return Ok(());
             }
-            let (sent, buffer) = self.sender.send(buffer).await;
+            let (sent, bytes, buffer) = self.sender.send(buffer).await;
             self.buffers.give_send(buffer);
+            self.inner.borrow_mut().bytes_sent += bytes as u64;
             sent?;
         }
+    }
+
+    /// Bytes that the kernel has taken on this connection so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.inner.borrow().bytes_sent
     }
 
     /// The peer's next bytes are due within `limit`: for a receive that is already

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use handoff::{Counter, Counters, Lane, Lifecycle, Phase, Published};
+use handoff::{Counters, Lane, Lifecycle, Phase, Published};
 use policy::{AddressBook, Snapshot};
 
 use crate::core::Core;
@@ -128,10 +128,9 @@ impl Workers {
                     {
                         tracing::warn!(cpu = id, "cannot pin worker {index} to this CPU; it runs unpinned. Check `cpus` against the CPUs that the process may use");
                     }
-                    let lifecycle = Arc::clone(&worker.lifecycle);
+                    let _gone = Gone(Arc::clone(&worker.lifecycle));
                     let told = ready.clone();
                     let ran = rt::run(kind, worker.live(kind, told));
-                    lifecycle.worker_gone();
                     if let Err(error) = ran {
                         let _ = ready.send(Err(error));
                     }
@@ -216,6 +215,7 @@ impl Worker {
                 }
             }
         }
+        let load = Arc::clone(&self.cores);
         match Hatch::new(self.opening, kind) {
             Ok(hatch) => rt::spawn(listener::take_in(
                 Rc::clone(&core),
@@ -240,13 +240,22 @@ impl Worker {
                     for stop in stops.drain(..) {
                         stop.stop();
                     }
-                    if accepting.get() == 0 && core.counters.get(Counter::connections_open) == 0 {
+                    if accepting.get() == 0 && load.load(core.index) == 0 {
                         break;
                     }
                 }
                 Phase::Stopping => break,
             }
         }
-        core.ledger.flush();
+        core.ledger.stop();
+    }
+}
+
+/// Says that a worker has ended, whatever way it did.
+struct Gone(Arc<Lifecycle>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        self.0.worker_gone();
     }
 }
