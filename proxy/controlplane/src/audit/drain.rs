@@ -116,8 +116,8 @@ impl AuditTrail {
 /// What [`AuditTrail::shutdown`] could not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leftover {
-    /// Records that are lost. While the disk hangs there may be more of them in the
-    /// lanes, which then nobody can count.
+    /// Records that are lost; of a batch that was cut off in its middle, all count.
+    /// While the disk hangs there may be more in the lanes, which nobody can count.
     pub records: u64,
     /// The disk neither took them nor refused.
     pub hung: bool,

@@ -303,6 +303,8 @@ impl Task {
             .ttl
             .clamp(self.settings.ttl_floor, self.settings.ttl_ceiling);
         let entry = state.entries.entry(self.name.clone()).or_default();
+        // Resolvers turn the order round; the same addresses are told once.
+        refused.sort_by_key(|&(ip, _)| ip);
         if entry.refused != refused {
             for (address, refusal) in &refused {
                 tracing::warn!(

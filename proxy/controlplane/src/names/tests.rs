@@ -360,7 +360,8 @@ async fn a_start_goes_on_when_every_name_was_asked_for() {
 #[tokio::test]
 async fn answers_that_lead_back_or_inside_are_refused_with_the_cure() {
     let dns = Dnsmasq::start(
-        "127.0.0.1 loop.test\n169.254.169.254 meta.test\n10.0.0.1 inner.test\n\
+        "127.0.0.1 loop.test\n169.254.169.254 meta.test\n\
+         10.0.0.1 inner.test\n10.0.0.2 inner.test\n10.0.0.3 inner.test\n\
          203.0.113.5 self.test\n203.0.113.5 mixed.test\n192.0.2.1 mixed.test\n",
     );
     let log = LogCapture::start();
@@ -390,8 +391,15 @@ async fn answers_that_lead_back_or_inside_are_refused_with_the_cure() {
         bench.assert_addresses(refused, &[]);
     }
     bench.assert_addresses(&all[4], &["192.0.2.1:443"]);
-    bench.assert_addresses(&inner_allowed, &["10.0.0.1:443"]);
+    let inner = ["10.0.0.1:443", "10.0.0.2:443", "10.0.0.3:443"];
+    bench.assert_addresses(&inner_allowed, &inner);
+    // Asked for again, the same answer is not told again.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
     let log = log.text();
+    for address in ["10.0.0.1", "10.0.0.2", "10.0.0.3"] {
+        let told = log.lines().filter(|line| line.contains(address)).count();
+        assert_eq!(told, 1, "{address} in:\n{log}");
+    }
     for (host, cure) in [
         ("loop.test", "`addresses`"),
         ("meta.test", "`addresses`"),
