@@ -27,8 +27,11 @@ fn tidy(value: &mut Value) {
         Value::Object(object) => {
             object.values_mut().for_each(tidy);
             without_null(object);
-            // Both are Rust's own: a number has no width in TOML.
-            object.remove("format");
+            // Rust's own: a number has no width in TOML. (A table may have a field
+            // of that name; then it is no string.)
+            if object.get("format").is_some_and(Value::is_string) {
+                object.remove("format");
+            }
             require(object);
         }
         _ => {}

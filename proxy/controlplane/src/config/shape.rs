@@ -32,16 +32,13 @@ const HARMLESS: [&str; 10] = [
 
 /// The bytes of every token that has the shape of a known provider's key.
 pub fn keys_in(text: &str) -> Vec<Range<usize>> {
-    let mut found: Vec<Range<usize>> = Vec::new();
-    for at in pem_starts(text) {
-        // A private key: everything behind it belongs to it.
-        found.push(at..text.len());
-        return found;
-    }
-    for token in tokens(text) {
-        if is_key(&text[token.clone()]) {
-            found.push(token);
-        }
+    // Of a private key, everything behind its first line belongs to it.
+    let end = pem_start(text).unwrap_or(text.len());
+    let mut found: Vec<Range<usize>> = tokens(&text[..end])
+        .filter(|token| is_key(&text[token.clone()]))
+        .collect();
+    if end < text.len() {
+        found.push(end..text.len());
     }
     found
 }
@@ -58,20 +55,17 @@ pub fn doubtful(line: &str) -> Vec<Range<usize>> {
     if body.starts_with('[') {
         return long_tokens(line);
     }
-    match body.split_once('=') {
-        Some((name, _)) if HARMLESS.contains(&name.trim()) => long_tokens(line),
+    let start = match body.split_once('=') {
+        Some((name, _)) if HARMLESS.contains(&name.trim()) => return long_tokens(line),
         Some((name, rest)) => {
             let blank = rest.len() - rest.trim_start().len();
-            let value = indent + name.len() + 1 + blank;
-            if value < line.len() {
-                vec![value..line.len()]
-            } else {
-                Vec::new()
-            }
+            indent + name.len() + 1 + blank
         }
-        None if body.is_empty() => Vec::new(),
-        None => vec![indent..line.len()],
-    }
+        None => indent,
+    };
+    std::iter::once(start..line.len())
+        .filter(|range| !range.is_empty())
+        .collect()
 }
 
 fn long_tokens(line: &str) -> Vec<Range<usize>> {
@@ -98,8 +92,8 @@ fn is_key(token: &str) -> bool {
     })
 }
 
-/// Runs of the characters that keys are made of, and every tail of such a run
-/// that begins behind a separator: `file://sk-...` and `key=sk-...` hide one.
+/// Runs of the characters that keys are made of: `file://sk-...` and `key=sk-...`
+/// have one that is a key.
 fn tokens(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     let is_part =
         |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'+' | b'~');
@@ -117,8 +111,64 @@ fn tokens(text: &str) -> impl Iterator<Item = Range<usize>> + '_ {
     })
 }
 
-fn pem_starts(text: &str) -> impl Iterator<Item = usize> + '_ {
+fn pem_start(text: &str) -> Option<usize> {
     text.match_indices("-----BEGIN ")
-        .filter(|(at, _)| text[*at..].contains("PRIVATE KEY"))
+        .find(|(at, _)| text[*at..].contains("PRIVATE KEY"))
         .map(|(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_found_and_names_are_not() {
+        for (text, keys) in [
+            ("sk-PLANTED0123456789abcdef", 1),
+            ("Bearer sk-PLANTED0123456789abcdef", 1),
+            ("file://sk-PLANTED0123456789abcdef", 1),
+            (
+                "https://x.example.com/?key=AIzaPLANTED0123456789abcdefPLANTED01234",
+                1,
+            ),
+            (
+                "SG.PLANTED01234567.89abcdef,ghp_PLANTED0123456789abcdef0123456789abcd",
+                2,
+            ),
+            ("sk_live_PLANTED0123456789", 1),
+            ("-----BEGIN RSA PRIVATE KEY-----\nMIIE", 1),
+            ("-----BEGIN CERTIFICATE-----", 0),
+            ("sk-service-account-for-tests", 0),
+            ("sk-1", 0),
+            ("key-management", 0),
+            ("/etc/claviger/keys/openai", 0),
+            ("api.example.com", 0),
+            ("AIza", 0),
+        ] {
+            assert_eq!(keys_in(text).len(), keys, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_shape_is_found() {
+        for shape in presets::shapes() {
+            let key = format!(
+                "{}{:0>width$}",
+                shape.prefix,
+                7,
+                width = shape.bytes_min - shape.prefix.len()
+            );
+            assert_eq!(key.len(), shape.bytes_min);
+            assert!(has_key(&key), "{}", shape.prefix);
+            // `sk-ant-` is an `sk-` too, which may be shorter.
+            let shorter = &key[..key.len() - 1];
+            let matching = presets::shapes().filter(|other| key.starts_with(&other.prefix));
+            let alone = matching.count() == 1;
+            assert!(
+                !alone || !has_key(shorter),
+                "{}: shorter is none",
+                shape.prefix
+            );
+        }
+    }
 }

@@ -151,7 +151,7 @@ pub fn show_period(period: Duration) -> String {
         ("m", 60_000),
         ("s", 1_000),
     ] {
-        if ms > 0 && ms % length == 0 {
+        if ms > 0 && ms.is_multiple_of(length) {
             return format!("{}{unit}", ms / length);
         }
     }

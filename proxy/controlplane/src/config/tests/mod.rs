@@ -1,5 +1,6 @@
 //! Tables of files, and what comes of them.
 
+mod docs;
 mod explain;
 mod reload;
 mod reports;

@@ -207,7 +207,7 @@ fn defaults_are_those_that_are_documented() {
     };
     let check = |section: &str, field: &str, actual: String| {
         // "60s" is "1m".
-        let same = |text: &str| written::Period::parse(text).map(written::show_period);
+        let same = |text: &str| written::Period::parse(text).map(|it| written::show_period(it.0));
         let documented = documented(section, field);
         assert_eq!(
             same(&documented).unwrap_or(documented),

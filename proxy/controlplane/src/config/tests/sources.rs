@@ -15,15 +15,8 @@ fn check_says(house: &House, text: &str, expected: &[&str]) {
     };
     let said = report.to_string();
     for part in expected {
-        let part = part.replace(
-            "DIR",
-            &house
-                .path("")
-                .display()
-                .to_string()
-                .trim_end_matches('/')
-                .to_owned(),
-        );
+        let dir = house.path("").display().to_string();
+        let part = part.replace("DIR", dir.trim_end_matches('/'));
         assert!(said.contains(&part), "{part:?} is not in\n{said}");
     }
     assert!(!said.contains("planted"), "the report shows a key:\n{said}");
