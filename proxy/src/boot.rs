@@ -138,13 +138,18 @@ fn serve(args: &cli::Run, early: &Settings) -> Result<ExitCode, BootError> {
         driver: format!("{} ({} workers)", kind.as_str(), cpus.len()),
         audit: Some(trail.handle()),
     })
-    .map_err(|error| failed(format_args!("the control plane could not be started: {error}")))?;
+    .map_err(|error| {
+        failed(format_args!(
+            "the control plane could not be started: {error}"
+        ))
+    })?;
     office.wait_for_names(FIRST_NAMES_WAIT);
 
     let (events, happened) = mpsc::channel();
     signals::listen(events.clone())
         .map_err(|error| failed(format_args!("signals cannot be handled: {error}")))?;
-    let instance = random_u64().map_err(|error| failed(format_args!("no random numbers: {error}")))?;
+    let instance =
+        random_u64().map_err(|error| failed(format_args!("no random numbers: {error}")))?;
     let workers = Workers::start(dataplane::Plan {
         cpus,
         driver: match kind {
@@ -181,10 +186,17 @@ fn serve(args: &cli::Run, early: &Settings) -> Result<ExitCode, BootError> {
     office.stop(OFFICE_STOP);
     let left = trail.shutdown(AUDIT_FLUSH);
     if left.records > 0 {
-        tracing::error!(records = left.records, "audit records could not be written before the end");
+        tracing::error!(
+            records = left.records,
+            "audit records could not be written before the end"
+        );
     }
     tracing::info!("stopped");
-    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::from(EXIT_WORKER_PANICKED) })
+    Ok(if clean {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_WORKER_PANICKED)
+    })
 }
 
 /// Acts on events until every worker has ended. `false` if one panicked.
@@ -198,7 +210,9 @@ fn live(
     loop {
         let event = match stop_at {
             None => happened.recv().ok(),
-            Some(at) => happened.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
+            Some(at) => happened
+                .recv_timeout(at.saturating_duration_since(Instant::now()))
+                .ok(),
         };
         match event {
             Some(Event::Reload) => requests.reload(),
@@ -206,13 +220,18 @@ fn live(
             Some(Event::Status) => requests.status(),
             Some(Event::Stop) if stop_at.is_none() => {
                 let limit = snapshots.load().limits.drain_timeout;
-                tracing::info!(limit_s = limit.as_secs(), "draining: no new connections; finishing what is in flight");
+                tracing::info!(
+                    limit_s = limit.as_secs(),
+                    "draining: no new connections; finishing what is in flight"
+                );
                 lifecycle.advance(Phase::Draining);
                 stop_at = Some(Instant::now() + limit);
             }
             Some(Event::WorkersGone(clean)) => {
                 if !clean {
-                    tracing::error!("a worker panicked; ending so that the service manager starts anew");
+                    tracing::error!(
+                        "a worker panicked; ending so that the service manager starts anew"
+                    );
                 }
                 return clean;
             }
@@ -240,8 +259,14 @@ impl Reloader {
     fn load(&mut self) -> Result<(Loaded, Settings), config::Report> {
         let read_began = SystemTime::now();
         let file = config::load(&self.path)?;
-        let Resolved { snapshot, settings, names, own_addresses, warnings, next_renewal } =
-            config::resolve(&file, &mut self.context)?;
+        let Resolved {
+            snapshot,
+            settings,
+            names,
+            own_addresses,
+            warnings,
+            next_renewal,
+        } = config::resolve(&file, &mut self.context)?;
         let loaded = Loaded {
             read_began,
             snapshot: Arc::new(snapshot),
@@ -250,7 +275,8 @@ impl Reloader {
             dns: settings.dns.clone(),
             watch: settings.watch_paths.clone(),
             renew_at: next_renewal,
-            status_interval: (!settings.log.status_interval.is_zero()).then_some(settings.log.status_interval),
+            status_interval: (!settings.log.status_interval.is_zero())
+                .then_some(settings.log.status_interval),
             warnings: (!warnings.is_empty()).then(|| warnings.render(false)),
         };
         Ok((loaded, settings))
@@ -289,7 +315,8 @@ fn same_listeners(one: &[Listener], other: &[Listener]) -> bool {
 fn drop_privileges(settings: &Settings) -> Result<(), BootError> {
     match &settings.user {
         Some(name) => {
-            let user = credentials::service_user(name, settings.group.as_deref()).map_err(failed)?;
+            let user =
+                credentials::service_user(name, settings.group.as_deref()).map_err(failed)?;
             privileges::become_user(&User {
                 name: name.clone(),
                 uid: user.uid,
@@ -300,7 +327,9 @@ fn drop_privileges(settings: &Settings) -> Result<(), BootError> {
         }
         None => {
             if privileges::is_root() {
-                tracing::warn!("running as root: set server.user, so that the process gives its privileges up");
+                tracing::warn!(
+                    "running as root: set server.user, so that the process gives its privileges up"
+                );
             }
             Ok(())
         }
@@ -319,7 +348,9 @@ fn lock_memory(settings: &Settings) -> Result<(), BootError> {
                 Err(failed(format_args!("memory cannot be locked: {error}")))
             }
             (Ok(false), _) => {
-                tracing::info!("memory is not locked: keys may reach swap. LimitMEMLOCK=infinity permits it");
+                tracing::info!(
+                    "memory is not locked: keys may reach swap. LimitMEMLOCK=infinity permits it"
+                );
                 Ok(())
             }
             (Err(error), _) => {
@@ -346,7 +377,11 @@ fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, BootError> {
                 failed(format_args!("listener `{}`: cannot listen on {address}: {error}; {cure}", listener.name))
             })?;
             let address = socket.local_addr().map_err(failed)?;
-            bound.push(BoundListener { name: Arc::clone(&listener.name), address, socket });
+            bound.push(BoundListener {
+                name: Arc::clone(&listener.name),
+                address,
+                socket,
+            });
         }
     }
     Ok(bound)
@@ -355,7 +390,11 @@ fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, BootError> {
 fn listen(address: std::net::SocketAddr) -> std::io::Result<TcpListener> {
     use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
     use std::os::fd::AsRawFd;
-    let family = if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let family = if address.is_ipv6() {
+        AddressFamily::Inet6
+    } else {
+        AddressFamily::Inet
+    };
     let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
     if address.is_ipv6() {
@@ -374,7 +413,11 @@ fn cpus(settings: &Settings) -> Result<Vec<Option<usize>>, BootError> {
         .iter()
         .map(|core| core.id)
         .collect();
-    let chosen: Vec<usize> = if settings.cpus.is_empty() { allowed.clone() } else { settings.cpus.clone() };
+    let chosen: Vec<usize> = if settings.cpus.is_empty() {
+        allowed.clone()
+    } else {
+        settings.cpus.clone()
+    };
     if let Some(missing) = chosen.iter().find(|cpu| !allowed.contains(cpu)) {
         return Err(failed(format_args!(
             "server.cpus names CPU {missing}, which this process may not use; it may use {allowed:?}"
@@ -392,7 +435,11 @@ fn cpus(settings: &Settings) -> Result<Vec<Option<usize>>, BootError> {
 
 fn audit_settings(settings: &Settings) -> audit::AuditSettings {
     audit::AuditSettings {
-        rotate_bytes: if settings.audit.rotate_bytes == u64::MAX { 0 } else { settings.audit.rotate_bytes },
+        rotate_bytes: if settings.audit.rotate_bytes == u64::MAX {
+            0
+        } else {
+            settings.audit.rotate_bytes
+        },
         keep: settings.audit.keep,
         ..audit::AuditSettings::new(&settings.audit.path)
     }

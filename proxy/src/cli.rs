@@ -106,9 +106,13 @@ pub enum Ca {
         /// A domain that the authority may issue for, with all names under it; may be repeated.
         #[arg(long, required = true, value_name = "DOMAIN", num_args = 1..)]
         permit: Vec<String>,
-        /// A host that the intermediate is limited to; may be repeated. Default: the permitted domains.
+        /// A host that the intermediate is limited to; may be repeated. Default: the hosts
+        /// of --config, or else the permitted domains.
         #[arg(long, value_name = "HOST", num_args = 1..)]
         host: Vec<String>,
+        /// A configuration whose hosts the intermediate is limited to.
+        #[arg(long, short, value_name = "FILE", conflicts_with = "host")]
+        config: Option<PathBuf>,
         /// Where the authority's files are.
         #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
         dir: PathBuf,

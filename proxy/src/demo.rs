@@ -35,7 +35,9 @@ pub fn run(args: &cli::Demo) -> Result<ExitCode, String> {
         signal_hook::flag::register(signal, std::sync::Arc::clone(&stop))
             .map_err(|error| format!("signals: {error}"))?;
     }
-    let say = Voice { colour: io::stdout().is_terminal() };
+    let say = Voice {
+        colour: io::stdout().is_terminal(),
+    };
     let place = Place::new().map_err(|error| format!("a directory for the demo: {error}"))?;
     let key = made_up_key().map_err(|error| format!("random numbers: {error}"))?;
 
@@ -53,7 +55,9 @@ pub fn run(args: &cli::Demo) -> Result<ExitCode, String> {
 
     say.step("A third-party API that accepts one key");
     let (mut mock, api) = start_api(&place, &key)?;
-    say.line(&format!("mock-upstream on {api}; it accepts only \"{key}\""));
+    say.line(&format!(
+        "mock-upstream on {api}; it accepts only \"{key}\""
+    ));
 
     say.step("Claviger, which holds that key");
     write_private(&place.path("key"), &key)?;
@@ -67,11 +71,17 @@ pub fn run(args: &cli::Demo) -> Result<ExitCode, String> {
 
     say.step("A service calls the API with a wrong key, as it always did");
     let url = format!("https://{HOST}:{port}/v1/models");
-    say.line(&format!("$ curl {url} -H 'Authorization: Bearer {WRONG_KEY}'"));
+    say.line(&format!(
+        "$ curl {url} -H 'Authorization: Bearer {WRONG_KEY}'"
+    ));
     let answer = curl(&place, &port, &url)?;
     say.line(&format!("HTTP status: {}", answer.status));
     if answer.status != "200" {
-        return Err(format!("the call was answered {} and not 200; see {}", answer.status, place.path("claviger.log").display()));
+        return Err(format!(
+            "the call was answered {} and not 200; see {}",
+            answer.status,
+            place.path("claviger.log").display()
+        ));
     }
 
     say.step("What the API received");
@@ -191,7 +201,11 @@ fn made_up_key() -> io::Result<String> {
 
 fn write_private(path: &Path, text: &str) -> Result<(), String> {
     let write = || {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)?;
         io::Write::write_all(&mut file, text.as_bytes())
     };
     write().map_err(|error: io::Error| format!("{}: {error}", path.display()))
@@ -249,7 +263,15 @@ fn tool(name: &str) -> Result<PathBuf, String> {
 
 fn start_api(place: &Place, key: &str) -> Result<(Running, String), String> {
     let mut child = Command::new(tool("mock-upstream")?)
-        .args(["--listen", "127.0.0.1:0", "--name", HOST, "--auth", "bearer", "--reveal"])
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--name",
+            HOST,
+            "--auth",
+            "bearer",
+            "--reveal",
+        ])
         .args(["--key", key])
         .arg("--self-signed")
         .arg(place.path("api"))
@@ -272,7 +294,10 @@ fn start_api(place: &Place, key: &str) -> Result<(Running, String), String> {
             break;
         }
     }
-    Ok((child, address.ok_or("mock-upstream did not say where it listens")?))
+    Ok((
+        child,
+        address.ok_or("mock-upstream did not say where it listens")?,
+    ))
 }
 
 fn start_claviger(place: &Place) -> Result<(Running, String), String> {
@@ -299,7 +324,11 @@ fn start_claviger(place: &Place) -> Result<(Running, String), String> {
                 .unwrap_or_default();
             return Ok((child, address.to_owned()));
         }
-        let ended = child.0.try_wait().map_err(|error| error.to_string())?.is_some();
+        let ended = child
+            .0
+            .try_wait()
+            .map_err(|error| error.to_string())?
+            .is_some();
         if ended || begun.elapsed() > START_LIMIT {
             return Err(format!("claviger does not serve:\n{text}"));
         }
@@ -315,7 +344,16 @@ struct Answer {
 
 fn curl(place: &Place, port: &str, url: &str) -> Result<Answer, String> {
     let output = Command::new(tool("curl")?)
-        .args(["-sS", "--max-time", "20", "--noproxy", "*", "-w", "\n%{http_code}", "-H"])
+        .args([
+            "-sS",
+            "--max-time",
+            "20",
+            "--noproxy",
+            "*",
+            "-w",
+            "\n%{http_code}",
+            "-H",
+        ])
         .arg(format!("Authorization: Bearer {WRONG_KEY}"))
         .arg("--cacert")
         .arg(place.path("ca/root.pem"))
@@ -325,11 +363,17 @@ fn curl(place: &Place, port: &str, url: &str) -> Result<Answer, String> {
         .output()
         .map_err(|error| format!("curl: {error}"))?;
     if !output.status.success() {
-        return Err(format!("curl: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!(
+            "curl: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let (body, status) = text.rsplit_once('\n').unwrap_or(("", &text));
-    Ok(Answer { status: status.to_owned(), body: body.to_owned() })
+    Ok(Answer {
+        status: status.to_owned(),
+        body: body.to_owned(),
+    })
 }
 
 /// The first whole line of a file that another process writes.
@@ -353,7 +397,9 @@ fn headers(record: &str) -> Vec<String> {
         return vec![record.to_owned()];
     };
     let list = rest.split("\"]]").next().unwrap_or_default();
-    list.split("\"],[\"").map(|pair| pair.replacen("\",\"", ": ", 1)).collect()
+    list.split("\"],[\"")
+        .map(|pair| pair.replacen("\",\"", ": ", 1))
+        .collect()
 }
 
 /// The added latency, in alternating slices through Claviger and directly.
@@ -365,7 +411,18 @@ fn measure(place: &Place, port: &str, api: &str, key: &str) -> Result<String, St
     fs::write(&both, roots).map_err(|error| error.to_string())?;
     let api_port = api.rsplit(':').next().unwrap_or_default();
     let output = Command::new(loadgen)
-        .args(["--rps", "500", "--duration", "6s", "--warmup", "1s", "--connections", "4", "--threads", "1"])
+        .args([
+            "--rps",
+            "500",
+            "--duration",
+            "6s",
+            "--warmup",
+            "1s",
+            "--connections",
+            "4",
+            "--threads",
+            "1",
+        ])
         .arg("--cacert")
         .arg(&both)
         .arg("-H")
@@ -382,7 +439,12 @@ fn measure(place: &Place, port: &str, api: &str, key: &str) -> Result<String, St
         .output()
         .map_err(|error| format!("loadgen: {error}"))?;
     if !output.status.success() {
-        return Err(format!("loadgen: {}", String::from_utf8_lossy(&output.stderr).trim()));
+        return Err(format!(
+            "loadgen: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
-    Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .trim_end()
+        .to_owned())
 }

@@ -31,7 +31,13 @@ fn main() -> ExitCode {
     match outcome {
         Ok(code) => code,
         Err(message) => {
-            eprintln!("claviger: {}", message.trim_end());
+            // A report of the configuration speaks for itself.
+            let message = message.trim_end();
+            if message.contains("error:") || message.contains("error\u{1b}") {
+                eprintln!("{message}");
+            } else {
+                eprintln!("error: {message}");
+            }
             ExitCode::FAILURE
         }
     }

@@ -35,8 +35,12 @@ pub fn forbid_dumps() -> io::Result<()> {
 pub fn lock_memory() -> io::Result<bool> {
     use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
     let (soft, _) = getrlimit(Resource::RLIMIT_MEMLOCK)?;
-    let privileged = caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_IPC_LOCK)
-        .unwrap_or(false);
+    let privileged = caps::has_cap(
+        None,
+        caps::CapSet::Effective,
+        caps::Capability::CAP_IPC_LOCK,
+    )
+    .unwrap_or(false);
     // A limit would make later allocations fail instead of this call.
     if soft != RLIM_INFINITY && !privileged {
         return Ok(false);
@@ -58,14 +62,20 @@ pub fn lock_memory() -> io::Result<bool> {
 /// A sentence for the operator.
 pub fn become_user(user: &User) -> Result<(), String> {
     let fail = |what: &str, error: &dyn std::fmt::Display| {
-        format!("cannot become the user `{}`: {what}: {error}; start Claviger as root, or as that user", user.name)
+        format!(
+            "cannot become the user `{}`: {what}: {error}; start Claviger as root, or as that user",
+            user.name
+        )
     };
     let current = Uid::effective();
     if current.as_raw() == user.uid {
         return Ok(());
     }
     if !current.is_root() {
-        return Err(fail("this process is not root", &format_args!("it runs as uid {current}")));
+        return Err(fail(
+            "this process is not root",
+            &format_args!("it runs as uid {current}"),
+        ));
     }
     nix::sys::prctl::set_keepcaps(true).map_err(|error| fail("prctl", &error))?;
     let groups: Vec<Gid> = user.gids.iter().copied().map(Gid::from_raw).collect();
@@ -74,7 +84,9 @@ pub fn become_user(user: &User) -> Result<(), String> {
     nix::unistd::setresgid(gid, gid, gid).map_err(|error| fail("setresgid", &error))?;
     let uid = Uid::from_raw(user.uid);
     nix::unistd::setresuid(uid, uid, uid).map_err(|error| fail("setresuid", &error))?;
-    let keep: caps::CapsHashSet = [caps::Capability::CAP_NET_BIND_SERVICE].into_iter().collect();
+    let keep: caps::CapsHashSet = [caps::Capability::CAP_NET_BIND_SERVICE]
+        .into_iter()
+        .collect();
     caps::set(None, caps::CapSet::Effective, &keep).map_err(|error| fail("capset", &error))?;
     caps::set(None, caps::CapSet::Permitted, &keep).map_err(|error| fail("capset", &error))?;
     nix::sys::prctl::set_no_new_privs().map_err(|error| fail("prctl", &error))?;

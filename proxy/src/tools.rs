@@ -29,7 +29,10 @@ pub fn check(args: &cli::Check) -> Outcome {
     if report.has_errors() {
         return Ok(ExitCode::FAILURE);
     }
-    println!("{}: the configuration is good", args.config.config.display());
+    println!(
+        "{}: the configuration is good",
+        args.config.config.display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -54,7 +57,11 @@ pub fn explain(args: &cli::Explain) -> Outcome {
     } else {
         print_out(explanation.to_string().as_bytes())?;
     }
-    Ok(if explanation.is_allowed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if explanation.is_allowed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// `claviger schema`
@@ -75,24 +82,46 @@ pub fn completions(shell: clap_complete::Shell) -> Outcome {
 pub fn ca(args: &cli::Ca) -> Outcome {
     let now = SystemTime::now();
     match args {
-        cli::Ca::Init { permit, host, dir, key_type, force } => {
+        cli::Ca::Init {
+            permit,
+            host,
+            config,
+            dir,
+            key_type,
+            force,
+        } => {
+            let hosts = match config {
+                Some(path) => hosts_of(path)?,
+                None => host.clone(),
+            };
             let report = authority::init(&authority::InitOptions {
                 dir: dir.clone(),
                 permit: permit.clone(),
-                hosts: host.clone(),
-                key_type: key_type.parse().map_err(|error| format!("--key-type: {error}"))?,
+                hosts,
+                key_type: key_type
+                    .parse()
+                    .map_err(|error| format!("--key-type: {error}"))?,
                 force: *force,
                 now,
             })
             .map_err(|error| error.to_string())?;
             print_out(report.to_string().as_bytes())?;
         }
-        cli::Ca::Issue { hosts, dir, out, key_type, days, force } => {
+        cli::Ca::Issue {
+            hosts,
+            dir,
+            out,
+            key_type,
+            days,
+            force,
+        } => {
             let report = authority::issue(&authority::IssueOptions {
                 dir: dir.clone(),
                 hosts: hosts.clone(),
                 out: out.clone(),
-                key_type: key_type.parse().map_err(|error| format!("--key-type: {error}"))?,
+                key_type: key_type
+                    .parse()
+                    .map_err(|error| format!("--key-type: {error}"))?,
                 days: *days,
                 force: *force,
                 now,
@@ -100,7 +129,12 @@ pub fn ca(args: &cli::Ca) -> Outcome {
             .map_err(|error| error.to_string())?;
             print_out(report.to_string().as_bytes())?;
         }
-        cli::Ca::Export { dir, out, der, force } => {
+        cli::Ca::Export {
+            dir,
+            out,
+            der,
+            force,
+        } => {
             let report = authority::export(&authority::ExportOptions {
                 dir: dir.clone(),
                 out: out.clone(),
@@ -116,6 +150,21 @@ pub fn ca(args: &cli::Ca) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The hosts that a configuration serves with certificates of the internal CA.
+fn hosts_of(path: &std::path::Path) -> Result<Vec<String>, String> {
+    let file = config::load(path).map_err(|report| report.render(false))?;
+    let (draft, report) = config::check(&file);
+    if report.has_errors() {
+        return Err(report.render(false));
+    }
+    Ok(draft
+        .hosts
+        .iter()
+        .filter(|host| matches!(host.certificates, config::Certificates::Ca))
+        .map(|host| host.name.clone())
+        .collect())
 }
 
 /// Writes to standard output; a reader that has gone (`| head`) is no error.

@@ -22,7 +22,7 @@ mod shape;
 mod written;
 
 pub use check::check;
-pub use draft::Draft;
+pub use draft::{Certificates, Draft};
 pub use explain::{Explanation, Outcome, Question, QuestionError, explain};
 pub use file::{Driver, File, LogFormat, LogLevel, MemoryLock, load};
 pub use presets::{Preset, PresetHost};
