@@ -473,8 +473,15 @@ impl Resolver<'_> {
         let dir = &draft.settings.ca_dir;
         let mut authority = match Authority::load(dir) {
             Ok(authority) => authority,
-            // Nobody asked for one.
-            Err(_) if hosts.is_empty() && draft.ca_place.is_none() => return Vec::new(),
+            // Nobody asked for one, and there is none. One that is there and cannot be
+            // read is an error: without it the loop guard does not know our own root.
+            Err(_)
+                if hosts.is_empty()
+                    && draft.ca_place.is_none()
+                    && matches!(dir.join("root.pem").try_exists(), Ok(false)) =>
+            {
+                return Vec::new();
+            }
             Err(error) => {
                 let names = hosts
                     .iter()
