@@ -1,7 +1,10 @@
 //! The command line.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
 
@@ -47,7 +50,7 @@ pub struct Options {
 
     /// A key that is accepted (for `--auth basic`: `user:password`). May be repeated.
     #[arg(long = "key", value_name = "VALUE")]
-    pub keys: Vec<String>,
+    pub keys: Vec<KeyText>,
 
     /// A file of keys that are accepted, one a line. May be repeated.
     #[arg(long = "key-file", value_name = "FILE")]
@@ -108,6 +111,31 @@ pub struct Options {
     pub max_seconds: Option<u64>,
 }
 
+/// A key from the command line, which `Debug` does not show.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyText(String);
+
+impl KeyText {
+    /// The key itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyText {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(KeyText(text.to_string()))
+    }
+}
+
+impl fmt::Debug for KeyText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyText(hidden)")
+    }
+}
+
 /// Which of monoio's drivers the workers use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DriverChoice {
@@ -136,14 +164,17 @@ mod tests {
             "mock-upstream",
             "--listen=127.0.0.1:0",
             "--listen=[::1]:0",
-            "--key=a",
-            "--key=b",
+            "--key=first",
+            "--key=second",
             "--auth=header:X-Key",
             "--cpus=0,1",
         ])
         .unwrap();
         assert_eq!(options.listen.len(), 2);
-        assert_eq!(options.keys, ["a", "b"]);
+        let keys: Vec<&str> = options.keys.iter().map(KeyText::expose).collect();
+        assert_eq!(keys, ["first", "second"]);
+        let debug = format!("{options:?}");
+        assert!(!debug.contains("first") && debug.contains("hidden"));
         assert_eq!(options.auth, AuthScheme::Header("X-Key".into()));
         assert_eq!(options.cpus, [0, 1]);
     }

@@ -18,7 +18,6 @@ use crate::stream::{Received, Stream, TlsFacts};
 use crate::worker::{Role, Worker};
 
 /// A connection and the request on it.
-#[derive(Debug)]
 pub struct Connection {
     /// The bytes.
     pub stream: Stream,
@@ -62,7 +61,7 @@ pub enum Gone {
 }
 
 /// A request's body, as far as anybody wanted it.
-#[derive(Clone, Debug, Default)]
+#[derive(Default)]
 pub struct Body {
     /// Whether the body was read. Otherwise the rest says nothing.
     pub read: bool,

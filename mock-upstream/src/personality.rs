@@ -47,14 +47,12 @@ pub struct Refusal {
 }
 
 /// A route that fits a request, with what its path captured.
-#[derive(Debug)]
 pub struct RouteMatch<'c> {
     route: &'c Route,
     captures: Vec<(&'c str, String)>,
 }
 
 /// A stream of server-sent events, ready to be sent.
-#[derive(Debug, PartialEq, Eq)]
 pub struct EventStream {
     /// The events, with their line ends.
     pub events: Vec<String>,
@@ -63,7 +61,6 @@ pub struct EventStream {
 }
 
 /// What templates may say about a request.
-#[derive(Debug)]
 pub struct Facts<'r> {
     head: &'r Head,
     body: Value,

@@ -44,7 +44,11 @@ impl Settings {
         let files = tls_files(options)?;
         let tls = files.as_ref().map(tls::server_config).transpose()?;
 
-        let mut keys: Vec<Vec<u8>> = options.keys.iter().map(|key| key.clone().into()).collect();
+        let mut keys: Vec<Vec<u8>> = options
+            .keys
+            .iter()
+            .map(|key| key.expose().as_bytes().to_vec())
+            .collect();
         for path in &options.key_files {
             let text = fs::read_to_string(path).map_err(|error| {
                 io::Error::new(

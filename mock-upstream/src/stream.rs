@@ -19,7 +19,6 @@ use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 use crate::idle::IdleGuard;
 
 /// A connection's transport and its buffers.
-#[derive(Debug)]
 pub struct Stream {
     // Declared first, hence dropped before the socket closes: see `IdleGuard`.
     guard: IdleGuard,

@@ -566,6 +566,11 @@ fn answers_as_told() {
     let expected = ("x-body-sha256".to_string(), sha256_hex(b""));
     assert!(response.trailers.contains(&expected));
     assert_eq!(get(&mock, "/nothing").status, 404);
+    let mut client = mock.connect();
+    let first = client.request("GET", "/hints/2", BEARER, b"");
+    assert_eq!(first.field("Link"), Some("</0.css>; rel=preload"));
+    assert_eq!((first.status, client.response().status), (103, 103));
+    assert_eq!(client.response().json()["hints"], 2);
     let started = Instant::now();
     assert_eq!(get(&mock, "/delay/120").status, 200);
     assert!(started.elapsed() >= Duration::from_millis(120));
@@ -605,6 +610,11 @@ fn misbehaves_as_told() {
     let started = Instant::now();
     assert_eq!(get(&mock, "/slow-head/140").content, b"slow\n");
     assert!(started.elapsed() >= Duration::from_millis(140));
+
+    let mut client = mock.connect();
+    let response = client.request("GET", "/hangup/1", BEARER, b"");
+    assert_eq!(response.field("Connection"), None);
+    assert!(client.at_end());
 
     // The answer survives although most of the body is still on its way.
     let mut client = mock.connect();

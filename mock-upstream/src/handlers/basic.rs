@@ -124,7 +124,6 @@ pub(super) async fn events(conn: &mut Connection) -> Result<After, Gone> {
 }
 
 /// Sends server-sent events: in chunks, or to an HTTP/1.0 client until the connection closes.
-#[derive(Debug)]
 pub(super) struct EventSender<'c> {
     /// The connection that the events go to.
     pub(super) conn: &'c mut Connection,
@@ -310,6 +309,21 @@ pub(super) fn trailers(conn: &mut Connection, body: &Body) -> Result<After, Gone
     Ok(After::KeepAlive)
 }
 
+/// `/hints/N`: N times `103 Early Hints` (RFC 8297), each sent by itself, and then the answer.
+pub(super) async fn hints(conn: &mut Connection, count: u64) -> Result<After, Gone> {
+    if conn.head.version() == Version::Http10 || count > HINTS_MAX {
+        let message = "interim answers need HTTP/1.1, and there are at most 100";
+        return Ok(bad_request(conn, message));
+    }
+    for index in 0..count {
+        let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: </{index}.css>; rel=preload\r\n\r\n");
+        conn.stream.outbox().extend_from_slice(hint.as_bytes());
+        conn.stream.flush().await?;
+    }
+    send_json(conn, 200, &json!({"hints": count}));
+    Ok(After::KeepAlive)
+}
+
 fn send_json(conn: &mut Connection, status: u16, value: &serde_json::Value) {
     let mut content = value.to_string();
     content.push('\n');
@@ -327,6 +341,9 @@ fn unix_micros() -> u128 {
         .duration_since(UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_micros())
 }
+
+/// More interim answers than this are refused.
+const HINTS_MAX: u64 = 100;
 
 /// No request can make the server wait longer than this at a time.
 const PAUSE_MAX: Duration = Duration::from_secs(3600);

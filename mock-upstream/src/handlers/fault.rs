@@ -47,6 +47,14 @@ pub(super) async fn truncate(conn: &mut Connection, length: u64) -> Result<After
     Ok(After::Cut)
 }
 
+/// `/hangup/MS`: an ordinary answer that does not say `Connection: close`, and the end of the
+/// connection MS milliseconds later, while it idles in the client's pool.
+pub(super) async fn hangup(conn: &mut Connection, millis: u64) -> Result<After, Gone> {
+    conn.respond(200).content("text/plain", b"goodbye\n");
+    conn.pause(duration(millis)).await?;
+    Ok(After::Close)
+}
+
 /// `/slow-head/MS`: the response head takes MS milliseconds, in pieces of a few bytes.
 pub(super) async fn slow_head(conn: &mut Connection, millis: u64) -> Result<After, Gone> {
     if millis == 0 {

@@ -65,6 +65,10 @@ endpoints! {
     Leak = "leak",
     /// `/trailers`: a chunked answer with trailers.
     Trailers = "trailers",
+    /// `/hints/N`: N interim answers before the final one.
+    Hints = "hints",
+    /// `/hangup/MS`: promises to keep the connection, and closes it.
+    Hangup = "hangup",
     /// `/early/N`: 413 after N bytes of the body, the rest unread.
     Early = "early",
     /// `/drop`: the connection ends without an answer.
@@ -172,6 +176,8 @@ pub async fn answer(conn: &mut Connection) -> Result<After, Gone> {
         (Endpoint::Bytes, Some(length)) => basic::bytes(conn, length).await,
         (Endpoint::Status, Some(status)) => basic::status(conn, status),
         (Endpoint::Delay, Some(millis)) => basic::delay(conn, millis).await,
+        (Endpoint::Hints, Some(count)) => basic::hints(conn, count).await,
+        (Endpoint::Hangup, Some(millis)) => fault::hangup(conn, millis).await,
         (Endpoint::Early, Some(bytes)) => fault::early(conn, bytes).await,
         (Endpoint::Truncate, Some(length)) => fault::truncate(conn, length).await,
         (Endpoint::SlowHead, Some(millis)) => fault::slow_head(conn, millis).await,
@@ -180,6 +186,8 @@ pub async fn answer(conn: &mut Connection) -> Result<After, Gone> {
             Endpoint::Bytes
             | Endpoint::Status
             | Endpoint::Delay
+            | Endpoint::Hints
+            | Endpoint::Hangup
             | Endpoint::Early
             | Endpoint::Truncate
             | Endpoint::SlowHead,

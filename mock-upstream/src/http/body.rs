@@ -7,7 +7,6 @@ use super::head::{Framing, HeadError, split_field};
 use super::uri::hex;
 
 /// Decodes one body. Feed it with [`BodyDecoder::step`] until it says [`Decoded::End`].
-#[derive(Debug)]
 pub struct BodyDecoder {
     state: State,
     trailers: Vec<(Vec<u8>, Vec<u8>)>,
@@ -15,7 +14,6 @@ pub struct BodyDecoder {
 }
 
 /// What a step found. `consumed` bytes of the input are done with in every case.
-#[derive(Debug, PartialEq, Eq)]
 pub enum Decoded<'i> {
     /// Content. Call again.
     Content {
@@ -56,7 +54,6 @@ pub enum BodyError {
     Trailer(HeadError),
 }
 
-#[derive(Debug)]
 enum State {
     Length { remaining: u64 },
     ChunkLine,

@@ -9,7 +9,6 @@ use std::io::Write as _;
 use super::head::is_token;
 
 /// A response head under construction, in the outbox.
-#[derive(Debug)]
 #[must_use = "finish it with one of `content`, `chunked`, `until_close`, `announce` or `bare`"]
 pub struct Response<'o> {
     out: &'o mut Vec<u8>,
