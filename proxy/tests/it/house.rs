@@ -133,27 +133,29 @@ fn secrets_are_read_in_policy_only() {
 
 #[test]
 fn one_file_replaces_a_snapshot() {
-    let publishing = ["Published::publish", ".publish("];
+    // `self.publish()` is a type's own method of that name, not the door's.
+    let publishing = |directory: &str| -> Vec<String> {
+        lines_with(directory, &["Published::publish", ".publish("])
+            .into_iter()
+            .filter(|line| !line.contains("self.publish("))
+            .collect()
+    };
     for directory in ["src", "dataplane/src", "policy/src", "wire/src"] {
         assert_eq!(
-            lines_with(directory, &publishing),
+            publishing(directory),
             [] as [String; 0],
             "only `publish.rs` replaces what is published"
         );
     }
-    let elsewhere: Vec<_> = lines_with("controlplane/src", &publishing)
+    let (allowed, elsewhere): (Vec<_>, Vec<_>) = publishing("controlplane/src")
         .into_iter()
-        .filter(|line| !line.starts_with("controlplane/src/publish.rs:"))
-        .collect();
+        .partition(|line| line.starts_with("controlplane/src/publish.rs:"));
     assert_eq!(
         elsewhere,
         [] as [String; 0],
         "only `publish.rs` replaces what is published"
     );
-    assert!(
-        !lines_with("controlplane/src/", &publishing).is_empty(),
-        "the search would have found one"
-    );
+    assert!(!allowed.is_empty(), "the search would have found one");
 }
 
 /// Time, randomness and the world are arguments there.
@@ -173,7 +175,10 @@ fn wire_and_policy_decide_and_never_look() {
         "thread_rng",
         "ToSocketAddrs",
         "std::env",
-        "std::io",
+        "File::",
+        "io::stdin",
+        "io::stdout",
+        "io::stderr",
     ];
     for directory in ["wire/src", "policy/src"] {
         assert_eq!(
