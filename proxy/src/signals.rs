@@ -26,6 +26,12 @@ pub enum Event {
 /// # Errors
 /// As `sigaction(2)`.
 pub fn listen(events: mpsc::Sender<Event>) -> io::Result<()> {
+    // Handled, so that a file that hits its size limit (RLIMIT_FSIZE) is a failed
+    // write and not the end of the process.
+    signal_hook::flag::register(
+        libc::SIGXFSZ,
+        std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
+    )?;
     let mut signals = Signals::new([SIGHUP, SIGUSR1, SIGUSR2, SIGTERM, SIGINT])?;
     std::thread::Builder::new()
         .name("signals".to_owned())

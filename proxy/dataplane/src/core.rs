@@ -38,6 +38,8 @@ pub struct Core {
     view: RefCell<View>,
     snapshots: RefCell<Reader<Snapshot>>,
     addresses: RefCell<Reader<AddressBook>>,
+    // Boxed: a desk moves in and out of tasks, and is large.
+    #[allow(clippy::vec_box)]
     desks: RefCell<Vec<Box<Desk>>>,
 }
 

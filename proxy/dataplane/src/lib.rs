@@ -11,6 +11,8 @@
 //! Deliberately missing: locks, shared atomics per request (all that exist are
 //! in `handoff`), DNS, file I/O, tokio, and any wait for the control plane.
 
+#![deny(unsafe_code)]
+
 mod addresses;
 mod buffer;
 mod connection;

@@ -92,7 +92,7 @@ pub struct Drain {
 
 impl Drain {
     /// The next batch, if there is one. Call [`written`](Self::written) once it is safe.
-    pub fn next(&mut self) -> Option<Batch> {
+    pub fn take(&mut self) -> Option<Batch> {
         self.consumer.pop().ok()
     }
 
@@ -124,7 +124,7 @@ mod tests {
             records: 1,
         })
         .expect("there is room for a batch");
-        let batch = drain.next().expect("the batch arrives");
+        let batch = drain.take().expect("the batch arrives");
         assert!(!lane.reserve(), "taken from the lane is not yet written");
         drain.written(batch.records);
         assert!(lane.reserve());

@@ -251,7 +251,7 @@ impl Writer {
         let mut records = 0;
         for (index, drain) in self.drains.iter_mut().enumerate() {
             while !self.pending.is_full() {
-                let Some(batch) = drain.next() else { break };
+                let Some(batch) = drain.take() else { break };
                 any = true;
                 if batch.lines.is_empty() {
                     // Nothing to write: whatever it stood for is done with.
@@ -271,7 +271,7 @@ impl Writer {
         let rest = self
             .drains
             .iter_mut()
-            .flat_map(|drain| std::iter::from_fn(|| drain.next()));
+            .flat_map(|drain| std::iter::from_fn(|| drain.take()));
         let records = rest.map(|batch| batch.records).sum();
         self.shared.waiting.fetch_add(records, Ordering::Release);
     }
