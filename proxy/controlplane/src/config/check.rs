@@ -1679,15 +1679,18 @@ impl<'f> Checker<'f> {
             else {
                 continue;
             };
+            // A host of the operator's own that the provider's software runs on is
+            // addressed as it is; any other one stands before the provider's.
+            let itself = self.upstreams[upstream].host == *host;
             let upstream_path = upstream_path.clone().or_else(|| {
-                let own = path.as_deref().unwrap_or("/");
-                (own != first.path).then(|| first.path.clone())
+                let own = path.as_ref()?;
+                (!itself && *own != first.path).then(|| first.path.clone())
             });
             targets.push(self.preset_target(
                 preset,
                 first,
                 host,
-                Some(path.clone().unwrap_or_else(|| "/".to_owned())),
+                path.clone(),
                 upstream_path,
                 upstream,
             ));

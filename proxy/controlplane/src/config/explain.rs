@@ -14,7 +14,7 @@ use wire::head::{Parse, RequestHead};
 use wire::rewrite::Plan;
 use wire::target::authority_host;
 
-use super::report::quote;
+use super::report::{quote, without_keys};
 use super::written::show_period;
 
 /// A request that was not sent.
@@ -244,7 +244,10 @@ pub fn explain(
             });
             explanation.route = Some(view(permit.route(), addresses));
             explanation.outcome = Outcome::Allowed {
-                sends: format!("{method} {}{query}", String::from_utf8_lossy(&path)),
+                sends: format!(
+                    "{method} {}{query}",
+                    without_keys(&String::from_utf8_lossy(&path))
+                ),
                 stripped: plan.stripped().iter().map(str::to_owned).collect(),
             };
         }
@@ -393,7 +396,7 @@ impl Url {
             "{}://{}{}",
             if self.tls { "https" } else { "http" },
             self.authority,
-            quote(path).trim_matches('`')
+            without_keys(path)
         );
         if let Some(query) = query {
             let names: Vec<String> = wire::target::params(query.as_bytes())

@@ -8,9 +8,11 @@
 //! The doc comments of the fields are the descriptions in the JSON Schema and
 //! in `docs/configuration.md`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -19,7 +21,9 @@ use serde::de::{DeserializeOwned, IntoDeserializer};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 
-use super::report::{KEY_IN_THE_OPEN, Place, Problem, Report, Source, nearest, one_of, quote};
+use super::report::{
+    HIDDEN, KEY_IN_THE_OPEN, Place, Problem, Report, Source, nearest, one_of, quote,
+};
 use super::shape;
 use super::written::{OneOrMany, Period, Size, Workers, Written};
 
@@ -61,7 +65,6 @@ pub struct File {
 }
 
 /// One table of the configuration.
-#[derive(Debug)]
 pub struct Item<T> {
     /// Which file it stands in.
     source: usize,
@@ -73,6 +76,16 @@ pub struct Item<T> {
     pub fields: T,
     /// Fields that are there but could not be read; they are not missing.
     unread: Vec<String>,
+}
+
+// A name may be a key that stands where none belongs.
+impl<T: std::fmt::Debug> std::fmt::Debug for Item<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Item")
+            .field("name", &quote(&self.name))
+            .field("fields", &self.fields)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<T> Item<T> {
@@ -179,6 +192,7 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(fail(error)),
     };
+    refuse_world_writable(directory, &std::fs::metadata(directory).map_err(fail)?)?;
     let mut paths = Vec::new();
     for entry in entries {
         let path = entry.map_err(fail)?.path();
@@ -205,6 +219,23 @@ fn drop_ins(directory: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
     Ok(paths)
 }
 
+/// Whoever writes the configuration decides where keys go.
+fn refuse_world_writable(path: &Path, metadata: &std::fs::Metadata) -> Result<(), Box<Problem>> {
+    let mode = metadata.permissions().mode() & 0o7777;
+    // In a directory with the sticky bit others' files cannot be replaced, but
+    // new ones can be put there.
+    if mode & 0o002 == 0 {
+        return Ok(());
+    }
+    Err(Box::new(
+        Problem::error(format!(
+            "{} may be written by every user of this machine (mode {mode:04o}), who could send keys elsewhere",
+            path.display()
+        ))
+        .cure(format!("run `chmod o-w {}`", path.display())),
+    ))
+}
+
 fn read(path: &Path) -> Result<String, Box<Problem>> {
     let fail = |error: io::Error| {
         let problem = Problem::error(format!("cannot read {}: {error}", path.display()));
@@ -217,7 +248,9 @@ fn read(path: &Path) -> Result<String, Box<Problem>> {
             _ => problem,
         })
     };
-    let bytes = std::fs::metadata(path).map_err(fail)?.len();
+    let metadata = std::fs::metadata(path).map_err(fail)?;
+    refuse_world_writable(path, &metadata)?;
+    let bytes = metadata.len();
     if bytes > FILE_BYTES_MAX {
         return Err(Box::new(Problem::error(format!(
             "{} has {bytes} bytes; at most {FILE_BYTES_MAX} are read",
@@ -632,12 +665,7 @@ impl Reader {
         }
     }
 
-    fn section(
-        &mut self,
-        source: usize,
-        key: Spanned<std::borrow::Cow<'_, str>>,
-        value: Spanned<DeValue<'_>>,
-    ) {
+    fn section(&mut self, source: usize, key: Spanned<Cow<'_, str>>, value: Spanned<DeValue<'_>>) {
         let name = key.get_ref().to_string();
         macro_rules! single {
             ($field:ident) => {{
@@ -675,15 +703,25 @@ impl Reader {
             _ => {
                 let known = fields_of::<Document>();
                 // `[[routes]]` and `[hosts.x]` are the usual slips.
+                let shown = self.unknown(source, &key);
                 let place = self.file.sources[source].place(key.span());
                 self.file.problems.push(
-                    Problem::error(format!("unknown section {}", quote(&name)))
+                    Problem::error(format!("unknown section {shown}"))
                         .at(place)
                         .expected(one_of(known.iter().copied()))
                         .meant(&name, known.iter().copied()),
                 );
             }
         }
+    }
+
+    /// An unknown name, fit to be shown.
+    fn unknown(&mut self, source: usize, key: &Spanned<Cow<'_, str>>) -> String {
+        if shape::may_be_key(key.get_ref()) {
+            self.file.sources[source].hide(key.span());
+            return format!("`{HIDDEN}`");
+        }
+        quote(key.get_ref())
     }
 
     /// Whether this is the first of its name; if not, a problem that names both places.
@@ -815,12 +853,14 @@ impl Reader {
                 let near = nearest(key.get_ref(), known.iter().copied());
                 let harmless = near.is_some_and(|near| !HIDDEN_FIELDS.contains(&near));
                 if !harmless || looks_like_secret_field(key.get_ref()) {
-                    self.file.sources[source].hide(value.span());
+                    hide_all(&value, &mut self.file.sources[source]);
                 }
-                let mut problem =
-                    Problem::error(format!("unknown field {} in {shown}", quote(key.get_ref())))
-                        .at(self.file.sources[source].place(key.span()))
-                        .meant(key.get_ref(), known.iter().copied());
+                let mut problem = Problem::error(format!(
+                    "unknown field {} in {shown}",
+                    self.unknown(source, &key)
+                ))
+                .at(self.file.sources[source].place(key.span()))
+                .meant(key.get_ref(), known.iter().copied());
                 if problem.meant.is_none() {
                     problem = problem.expected(one_of(known.iter().copied()));
                 }
@@ -994,28 +1034,50 @@ fn hide_value(
     source: &mut Source,
     keys: &mut Vec<Range<usize>>,
 ) {
-    let hidden = HIDDEN_FIELDS.contains(&field);
-    if hidden {
-        source.hide(value.span());
+    if HIDDEN_FIELDS.contains(&field) {
+        hide_all(value, source);
+        return;
     }
     match value.get_ref() {
-        DeValue::Table(table) if hidden => {
-            for value in table.values() {
-                hide_value(HIDDEN_FIELDS[0], value, source, keys);
-            }
-        }
         DeValue::Table(table) => hide_table(table, source, keys),
         DeValue::Array(values) => {
             for value in values {
                 hide_value(field, value, source, keys);
             }
         }
-        DeValue::String(text) if !hidden && shape::has_key(text) => {
+        DeValue::String(text) if shape::has_key(text) => {
             source.hide(value.span());
             keys.push(value.span());
         }
         _ => {}
     }
+}
+
+/// Hides a value and all that is in it. A table that is written with dotted keys
+/// stands in many places, so each of its values is hidden by itself.
+fn hide_all(value: &Spanned<DeValue<'_>>, source: &mut Source) {
+    match value.get_ref() {
+        DeValue::Table(table) => table.values().for_each(|value| hide_all(value, source)),
+        DeValue::Array(values) => values.iter().for_each(|value| hide_all(value, source)),
+        _ => source.hide(value.span()),
+    }
+}
+
+/// Of a line of a file that is not TOML: what cannot be proven harmless.
+pub(super) fn doubtful(line: &str) -> Vec<Range<usize>> {
+    let tables: [&[&str]; 10] = [
+        fields_of::<Server>(),
+        fields_of::<Log>(),
+        fields_of::<Dns>(),
+        fields_of::<Audit>(),
+        fields_of::<Ca>(),
+        fields_of::<Listener>(),
+        fields_of::<Host>(),
+        fields_of::<Upstream>(),
+        fields_of::<Credential>(),
+        fields_of::<Route>(),
+    ];
+    shape::doubtful(line, fields_of::<Document>(), &tables.concat())
 }
 
 /// What serde says when a field that takes one of several words gets another.

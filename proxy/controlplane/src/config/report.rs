@@ -10,7 +10,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::shape;
+use super::{file, shape};
 
 /// What is put in the place of a value that may be a key.
 pub const HIDDEN: &str = "<hidden>";
@@ -417,7 +417,7 @@ impl Source {
         let mut pieces: Vec<(Range<usize>, bool)> = Vec::new(); // (bytes, hidden)
         let code_end = line.start + comment_start(&self.text[line.clone()]);
         let mut hidden: Vec<Range<usize>> = if self.broken {
-            shape::doubtful(&self.text[line.start..code_end])
+            file::doubtful(&self.text[line.start..code_end])
                 .into_iter()
                 .map(|range| line.start + range.start..line.start + range.end)
                 .collect()
@@ -512,13 +512,19 @@ fn floor_boundary(text: &str, at: usize) -> usize {
     at
 }
 
+/// The text without what has the shape of a key.
+pub fn without_keys(text: &str) -> String {
+    let mut shown = text.to_owned();
+    for range in shape::keys_in(text).into_iter().rev() {
+        shown.replace_range(range, HIDDEN);
+    }
+    shown
+}
+
 /// A name that the operator typed, fit to stand in a message: no control
 /// characters, not too long, and nothing that has the shape of a key.
 pub fn quote(typed: &str) -> String {
-    let mut shown = typed.to_owned();
-    for range in shape::keys_in(typed).into_iter().rev() {
-        shown.replace_range(range, HIDDEN);
-    }
+    let shown = without_keys(typed);
     let cut = shown.chars().count() > QUOTE_CHARS_MAX;
     let mut shown: String = shown
         .chars()
@@ -569,4 +575,162 @@ pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Where the marked bytes of a text are shown, and how.
+    #[track_caller]
+    fn check(
+        text: &str,
+        hide: &str,
+        mark: &str,
+        line: usize,
+        column: usize,
+        shown: &str,
+        under: &str,
+    ) {
+        let mut source = Source::new(Path::new("f.toml"), text.to_owned());
+        if let Some(at) = text.find(hide).filter(|_| !hide.is_empty()) {
+            source.hide(at..at + hide.len());
+        }
+        let at = text.find(mark).expect("the mark");
+        let place = source.place(at..at + mark.len());
+        assert_eq!((place.line, place.column), (line, column));
+        assert_eq!(place.text, shown);
+        let marked: String = place
+            .text
+            .chars()
+            .skip(place.caret)
+            .take(place.width)
+            .collect();
+        assert_eq!(marked, under);
+    }
+
+    #[test]
+    fn lines_are_shown_without_what_is_hidden() {
+        check("a = 1\nb = 2\n", "", "b", 2, 1, "b = 2", "b");
+        check("a = 1\r\nb = 2\r\n", "", "2", 2, 5, "b = 2", "2");
+        check(
+            "\tä = \"ö\" # \"x\"",
+            "",
+            "\"ö\"",
+            1,
+            6,
+            " ä = \"ö\" # ...",
+            "\"ö\"",
+        );
+        check(
+            "s = \"k1\"",
+            "\"k1\"",
+            "\"k1\"",
+            1,
+            5,
+            "s = \"<hidden>\"",
+            "\"<hidden>\"",
+        );
+        check("s = \"k1\"", "\"k1\"", "s", 1, 1, "s = \"<hidden>\"", "s");
+        check(
+            "s = 'k1' # k1",
+            "'k1'",
+            "s",
+            1,
+            1,
+            "s = \"<hidden>\" # ...",
+            "s",
+        );
+        check("s = \"#k1\"", "", "s", 1, 1, "s = \"#k1\"", "s");
+        check(
+            "s = \"\"\"k1\nk2\nk3\"\"\"",
+            "\"\"\"k1\nk2\nk3\"\"\"",
+            "k2",
+            2,
+            1,
+            "<hidden>",
+            "<hidden>",
+        );
+        check("s = \"a\x1b[31m\"", "", "s", 1, 1, "s = \"a [31m\"", "s");
+        // A key is hidden wherever it stands.
+        check(
+            "sk-PLANTED0123456789abcdef = X",
+            "",
+            "X",
+            1,
+            30,
+            "<hidden> = X",
+            "X",
+        );
+    }
+
+    #[test]
+    fn colors_change_nothing_but_colors() {
+        let source = Source::new(Path::new("f.toml"), "a = 1\nb = 2\n".to_owned());
+        let report = Report::of(
+            Problem::error("wrong")
+                .at(source.place(0..1))
+                .also("first here:", source.place(6..7))
+                .expected("right")
+                .meant("nam", ["name"])
+                .cure("write it right"),
+        );
+        let painted = report.render(true);
+        let mut plain = String::new();
+        let mut rest = &*painted;
+        while let Some((before, after)) = rest.split_once("\x1b[") {
+            plain.push_str(before);
+            rest = after.split_once('m').expect("the end of a colour").1;
+        }
+        plain.push_str(rest);
+        assert!(painted.len() > plain.len());
+        assert_eq!(plain, report.render(false));
+        assert_eq!(
+            plain,
+            "\
+error: wrong
+ --> f.toml:1:1
+  |
+1 | a = 1
+  | ^
+  = first here:
+ --> f.toml:2:1
+  |
+2 | b = 2
+  | ^
+  = expected: right
+  = did you mean `name`?
+  = cure: write it right
+
+1 error
+"
+        );
+    }
+
+    #[test]
+    fn long_lines_and_names_are_cut() {
+        let text = format!("a = \"{}\" x", "ab ".repeat(100));
+        let source = Source::new(Path::new("f.toml"), text.clone());
+        let place = source.place(text.len() - 1..text.len());
+        assert_eq!(place.text.chars().count(), LINE_CHARS_MAX + 3);
+        assert!(place.caret <= LINE_CHARS_MAX);
+        assert_eq!(quote(&"x".repeat(500)).len(), QUOTE_CHARS_MAX + 5);
+        assert_eq!(quote("a`b\n"), "`a?b?`");
+    }
+
+    #[test]
+    fn what_was_probably_meant() {
+        let words = ["upstream", "upstream_path", "host", "keep_query"];
+        for (typed, expected) in [
+            ("upstrem", Some("upstream")),
+            ("upstream-path", Some("upstream_path")),
+            ("UPSTREAM", Some("upstream")),
+            ("hots", Some("host")),
+            ("hst", Some("host")),
+            ("query", None),
+            ("x", None),
+        ] {
+            assert_eq!(nearest(typed, words), expected, "{typed}");
+        }
+    }
 }

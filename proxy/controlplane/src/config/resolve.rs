@@ -509,6 +509,9 @@ impl Resolver<'_> {
             }
         };
         self.own_ca = authority.own_ca();
+        // A CA that was made anew is in use at once.
+        self.watch
+            .extend(["root.pem", "intermediate.pem"].map(|name| dir.join(name)));
         let names: Vec<String> = hosts.iter().map(|host| host.name.clone()).collect();
         let coverage = authority.coverage(&names);
         if !coverage.is_reachable() {

@@ -48,24 +48,57 @@ pub fn has_key(text: &str) -> bool {
     !keys_in(text).is_empty()
 }
 
-/// Of a line that is not TOML: the bytes that cannot be proven harmless.
-pub fn doubtful(line: &str) -> Vec<Range<usize>> {
+/// Whether an unknown name may be the tail of a key that slipped there. Names of
+/// ours have no digits.
+pub fn may_be_key(name: &str) -> bool {
+    has_key(name)
+        || (name.len() >= DOUBTFUL_BYTES_MIN && name.bytes().any(|byte| byte.is_ascii_digit()))
+}
+
+/// Of a line of a file that is not TOML: the bytes that cannot be proven
+/// harmless. `sections` and `fields` are the names that the configuration knows;
+/// whatever else stands where a name belongs may be the middle of a key.
+pub fn doubtful(line: &str, sections: &[&str], fields: &[&str]) -> Vec<Range<usize>> {
     let body = line.trim_start();
     let indent = line.len() - body.len();
-    if body.starts_with('[') {
-        return long_tokens(line);
-    }
-    let start = match body.split_once('=') {
-        Some((name, _)) if HARMLESS.contains(&name.trim()) => return long_tokens(line),
-        Some((name, rest)) => {
-            let blank = rest.len() - rest.trim_start().len();
-            indent + name.len() + 1 + blank
+    let header = body.trim_start_matches('[');
+    let section = header
+        .split(['.', ']', ' ', '='])
+        .next()
+        .unwrap_or_default();
+    let start = if header.len() < body.len() && sections.contains(&section) {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.\"*]".contains(&byte);
+        if section != "credential" && header.trim_end().bytes().all(plain) {
+            return long_tokens(line);
         }
-        None => indent,
+        line.len() - header.len() + section.len()
+    } else {
+        match body.split_once('=') {
+            Some((name, rest)) if HARMLESS.contains(&name.trim()) && is_whole(rest.trim()) => {
+                return long_tokens(line);
+            }
+            Some((name, rest)) if fields.contains(&name.trim()) => {
+                let blank = rest.len() - rest.trim_start().len();
+                indent + name.len() + 1 + blank
+            }
+            _ => indent,
+        }
     };
     std::iter::once(start..line.len())
         .filter(|range| !range.is_empty())
         .collect()
+}
+
+/// Whether a value is one value: no other line's end has got into it.
+fn is_whole(value: &str) -> bool {
+    let quotes = value.matches(['"', '\'']).count();
+    let ends = |open, close| value.len() > 1 && value.starts_with(open) && value.ends_with(close);
+    !value.contains('=')
+        && match quotes {
+            0 => value.bytes().all(|byte| byte.is_ascii_digit()),
+            2 if ends('"', '"') || ends('\'', '\'') => true,
+            _ => quotes.is_multiple_of(2) && ends('[', ']'),
+        }
 }
 
 fn long_tokens(line: &str) -> Vec<Range<usize>> {

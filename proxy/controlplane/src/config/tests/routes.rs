@@ -352,6 +352,25 @@ fn a_file_that_is_not_there_or_not_toml() {
     std::fs::write(house.path("conf.d/latin.toml"), b"x = \"\xe9\"").expect("a file");
     let report = house.load("").expect_err("not UTF-8").to_string();
     assert!(report.contains("save it as UTF-8"), "{report}");
+    std::fs::remove_file(house.path("conf.d/latin.toml")).expect("the file");
+    let mode = |name: &str, mode: u32| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        std::fs::set_permissions(house.path(name), mode).expect("a mode");
+    };
+    house.load("").unwrap_or_else(|report| panic!("{report}"));
+    mode("conf.d", 0o777);
+    let report = house.load("").expect_err("anybody's").to_string();
+    assert!(
+        report.contains("conf.d may be written by every user"),
+        "{report}"
+    );
+    mode("conf.d", 0o755);
+    mode("claviger.toml", 0o666);
+    let report = house.load("").expect_err("anybody's").to_string();
+    assert!(
+        report.contains("claviger.toml may be written by every user"),
+        "{report}"
+    );
 }
 
 #[test]
@@ -453,6 +472,27 @@ response_head_timeout = "30s"
         Some(30)
     );
     assert!(!openai.refused.is_empty());
+}
+
+#[test]
+fn a_providers_software_on_a_host_of_ones_own() {
+    let house = House::new(&["example.com"]);
+    house.key("key", b"planted-0123456789abcdef");
+    for path in ["", "path = \"/api/v4\"\n"] {
+        let text = format!(
+            "[upstream.\"gitlab.example.com\"]\naddresses = [\"10.0.0.7:443\"]\n[[route]]\n\
+             preset = \"gitlab\"\nhost = \"gitlab.example.com\"\nupstream = \"gitlab.example.com\"\n\
+             credential = \"file://DIR/key\"\n{path}"
+        );
+        let resolved = resolved(&house, &text);
+        let route = route(&resolved, "gitlab.example.com", "gitlab");
+        assert_eq!(
+            route.upstream_path_of(b"/api/v4/projects"),
+            b"/api/v4/projects"
+        );
+        assert!(!route.covers(b"/users/sign_in"), "only the API");
+        assert_eq!(&*route.upstream.host, "gitlab.example.com");
+    }
 }
 
 #[test]
