@@ -162,11 +162,19 @@ fn careless_configurations_are_refused() {
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o644)).expect("ours");
     check(&good, &["allow_world_readable"]);
     fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).expect("ours");
-    // An open route on an address that strangers reach is served to private peers
-    // only; anyone else needs a rule that names them.
+    // A rule that lets nobody in, or that only looks like one.
     check(
-        &good.replace("callers = \"open\"", "callers = [\"0.0.0.0\"]"),
+        &good.replace("callers = \"open\"", "callers = []"),
         &["callers"],
+    );
+    check(
+        &good.replace("callers = \"open\"", "callers = \"any\""),
+        &["0.0.0.0/0"],
+    );
+    // Clear text has to be written, and so has the upstream's certificate.
+    check(
+        &good.replace("callers = \"open\"", "callers = \"open\"\ntls = false"),
+        &["tls"],
     );
     fs::write(&path, &good).expect("writable");
     world

@@ -263,7 +263,7 @@ fn wildcard_hosts() {
 fn ipv6_and_several_addresses() {
     let site = Site::build(&[], |world, mock, key_file| {
         format!(
-            "{}[[listener]]\nname = \"main\"\naddress = [\"127.0.0.1:0\", \"[::1]:0\"]\n[[listener]]\nname = \"other\"\naddress = \"127.0.0.1:0\"\n{}{}",
+            "{}[[listener]]\nname = \"main\"\naddress = [\"127.0.0.1:0\", \"[::1]:0\"]\n[[listener]]\nname = \"other\"\naddress = \"127.0.0.2:0\"\n{}{}",
             world.base_without_listener(),
             mock.upstream("mock", HOST),
             bearer_route(key_file)
@@ -298,7 +298,7 @@ fn ipv6_and_several_addresses() {
 fn clear_text_only_where_the_file_says_so() {
     let site = Site::build(&[], |world, mock, key_file| {
         format!(
-            "{}[[listener]]\nname = \"clear\"\naddress = \"127.0.0.1:0\"\ntls = false\n{}{}",
+            "{}[[listener]]\nname = \"clear\"\naddress = \"127.0.0.2:0\"\ntls = false\n{}{}",
             world.base(),
             mock.upstream("mock", HOST),
             bearer_route(key_file)

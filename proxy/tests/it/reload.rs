@@ -234,7 +234,7 @@ fn a_configuration_that_changes_on_disk_is_loaded() {
                 &format!("callers = \"open\"\n{methods}"),
             ),
         );
-        let event = site.claviger.log().wait_event(mark, "configuration loaded");
+        let event = site.claviger.wait_reloaded(mark);
         assert_eq!(
             event["generation"].as_u64(),
             Some(number as u64 + 2),
@@ -273,7 +273,7 @@ fn files_of_conf_d_come_and_go() {
     );
     fs::write(directory.join("second.toml"), route).expect("writable");
     site.claviger.process().signal(libc::SIGHUP);
-    site.claviger.log().wait_event(mark, "configuration loaded");
+    site.claviger.wait_reloaded(mark);
     // Another key than the mock knows: the API itself refuses, so the route is there.
     site.claviger
         .connect_as(&site.world, "second.example.com")
@@ -336,12 +336,23 @@ fn what_needs_a_restart_is_said() {
     let site = Site::new();
     let original = fs::read_to_string(site.claviger.config()).expect("readable");
     let mark = site.claviger.log().mark();
-    site.claviger
-        .reload(&original.replace("workers = 1", "workers = 2"));
-    site.claviger
+    let changed = original
+        .replace("[audit]", "memory_lock = \"off\"\n[audit]")
+        .replace(
+            "callers = \"open\"\n",
+            "callers = \"open\"\nmethods = [\"GET\"]\n",
+        );
+    site.claviger.reload(&changed);
+    let warning = site
+        .claviger
         .log()
-        .wait_from(mark, "a warning about workers", |line| {
-            line.contains("workers").then_some(())
-        });
+        .wait_event(mark, "the configuration is in force, with warnings");
+    assert!(
+        warning.to_string().contains("server.memory_lock"),
+        "{warning}"
+    );
     site.get("/ok").expect(200);
+    site.connect()
+        .call(format!("PUT /ok HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))
+        .expect_own(405, "method_not_served");
 }

@@ -328,7 +328,7 @@ fn ambiguous_requests() {
     for (head, status) in [
         ("GET /echo HTTP/1.1\nHost: api.example.com\n\n", 400),
         (
-            "\r\nGET /echo HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
+            "\r\n\r\nGET /echo HTTP/1.1\r\nHost: api.example.com\r\n\r\n",
             400,
         ),
         (

@@ -171,9 +171,15 @@ fn our_own_ca_is_refused_upstream() {
         circle.address()
     );
     let config = format!("{}{table}{}", world.base(), bearer_route(&key_file));
+    // The machine's store: our root, and somebody else's.
+    let stranger = TestCa::new(&world.subdirectory("stranger"), "ca");
+    let store = [world.path("root.pem"), stranger.file().to_owned()]
+        .map(|pem| std::fs::read(pem).expect("PEM"))
+        .concat();
+    let store = world.write("store.pem", store);
     let mut command = world.command();
     command
-        .env("SSL_CERT_FILE", world.path("root.pem"))
+        .env("SSL_CERT_FILE", store)
         .env("SSL_CERT_DIR", "/nonexistent");
     let claviger = world.start_with(&config, command, &[]);
     claviger
@@ -366,10 +372,7 @@ fn connections_to_an_upstream_are_bounded() {
     let upstream = Scripted::start(&world, HOST, |peer| {
         while peer.head().is_some() {
             peer.tell("asked");
-            // Answers when the caller has gone on.
-            if peer.read_some().is_empty() {
-                return;
-            }
+            peer.wait_end();
         }
     });
     let claviger = serve(
@@ -378,9 +381,7 @@ fn connections_to_an_upstream_are_bounded() {
         "connections_max = 1\nidle_min = 0\n",
     );
     let mut first = claviger.connect(&world);
-    first.send(format!(
-        "POST /first HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1\r\n\r\n"
-    ));
+    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
     assert_eq!(upstream.told(), "asked");
     let answer = claviger.get(&world, "/second");
     answer.expect_own(503, "upstream_connections_exhausted");

@@ -15,6 +15,7 @@ use super::process;
 pub struct Namespace {
     holder: Child,
     _open: ChildStdin,
+    kinds: &'static [&'static str],
     own_user: bool,
 }
 
@@ -22,14 +23,28 @@ impl Namespace {
     /// Makes one and runs `setup` (a shell script) in it, as its root.
     #[track_caller]
     pub fn new(setup: &str) -> Self {
+        Self::make(
+            &["--net", "--mount"],
+            &format!("ip link set lo up\n{setup}"),
+        )
+    }
+
+    /// Makes one of the file system alone: the network is everybody's.
+    #[track_caller]
+    pub fn sharing_the_network(setup: &str) -> Self {
+        Self::make(&["--mount"], setup)
+    }
+
+    #[track_caller]
+    fn make(kinds: &'static [&'static str], setup: &str) -> Self {
         let own_user = !nix::unistd::Uid::effective().is_root();
         let mut command = Command::new("unshare");
         if own_user {
             command.args(["--user", "--map-root-user"]);
         }
-        command.args(["--net", "--mount", "--", "/bin/sh", "-euc"]);
+        command.args(kinds).args(["--", "/bin/sh", "-euc"]);
         command.arg(format!(
-            "exec 2>&1\nip link set lo up\n{setup}\necho namespace-is-ready\nexec cat >/dev/null"
+            "exec 2>&1\n{setup}\necho namespace-is-ready\nexec cat >/dev/null"
         ));
         command
             .stdin(Stdio::piped())
@@ -58,6 +73,7 @@ impl Namespace {
         Self {
             holder,
             _open: open,
+            kinds,
             own_user,
         }
     }
@@ -66,12 +82,9 @@ impl Namespace {
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         // By its full path: the command's own environment may be empty.
         let mut command = Command::new("/usr/bin/nsenter");
-        command.args([
-            "--target",
-            &self.holder.id().to_string(),
-            "--net",
-            "--mount",
-        ]);
+        command
+            .args(["--target", &self.holder.id().to_string()])
+            .args(self.kinds);
         if self.own_user {
             command.args(["--user", "--preserve-credentials"]);
         }

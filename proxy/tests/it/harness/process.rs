@@ -250,11 +250,15 @@ impl Journal {
         }
     }
 
-    /// Waits for a JSON log line with this message, and returns its fields.
+    /// Waits for a JSON log line whose message begins like this, and returns its fields.
     #[track_caller]
     pub fn wait_event(&self, mark: usize, message: &str) -> Value {
         self.wait_from(mark, &format!("the log line {message:?}"), |line| {
-            event(line).filter(|event| event["message"] == message)
+            event(line).filter(|event| {
+                event["message"]
+                    .as_str()
+                    .is_some_and(|said| said.starts_with(message))
+            })
         })
     }
 }

@@ -367,7 +367,14 @@ impl Claviger {
         let mark = self.log().mark();
         fs::write(&self.config, config).expect("writable");
         self.process.signal(libc::SIGHUP);
-        self.log().wait_event(mark, "configuration loaded")
+        self.wait_reloaded(mark)
+    }
+
+    /// Waits for a configuration that came into force after `mark`.
+    #[track_caller]
+    pub fn wait_reloaded(&self, mark: usize) -> Value {
+        self.log()
+            .wait_event(mark, "a new configuration is in force")
     }
 
     /// The configuration file.
@@ -375,12 +382,29 @@ impl Claviger {
         &self.config
     }
 
-    /// Asks for the status line and returns its fields.
+    /// Asks for the status line and returns what it names: numbers as numbers.
     #[track_caller]
     pub fn status(&self) -> Value {
         let mark = self.log().mark();
         self.process.signal(libc::SIGUSR2);
-        self.log().wait_event(mark, "status")
+        let event = self.log().wait_event(mark, "status ");
+        let line = event["message"].as_str().expect("it was just found by it");
+        let mut rest = line
+            .strip_prefix("status ")
+            .expect("it was just found by it");
+        let mut status = serde_json::Map::new();
+        while let Some((name, after)) = rest.split_once('=') {
+            let (value, next) = match after.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+                None => after.split_once(' ').unwrap_or((after, "")),
+            };
+            let value = value
+                .parse::<u64>()
+                .map_or_else(|_| Value::from(value), Value::from);
+            status.insert(name.trim().to_owned(), value);
+            rest = next;
+        }
+        Value::Object(status)
     }
 
     /// The audit records written so far.
