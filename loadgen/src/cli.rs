@@ -132,8 +132,9 @@ pub struct Args {
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = duration)]
     pub lag_bound: Duration,
 
-    /// Stop sleeping this many microseconds before a request is due, and spin
-    #[arg(long, value_name = "US", default_value_t = 0)]
+    /// Wake at most this many microseconds before a request is due, as early as wake-ups turn out
+    /// to be late, and spin the rest. 0 never spins
+    #[arg(long, value_name = "US", default_value_t = 50)]
     pub spin_us: u64,
 
     /// What drives the sockets

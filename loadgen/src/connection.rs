@@ -1,15 +1,16 @@
 //! The life of one connection slot: open, wait for a request, send it, read the answer, again.
 
+use std::io;
 use std::rc::Rc;
 
 use crate::clock::{MILLISECOND, Nanos};
+use crate::core::{Core, Due};
 use crate::failure::{Failure, Kind};
 use crate::plan::Load;
 use crate::response::{AtEnd, ResponseReader};
 use crate::slot::{Slot, Work};
-use crate::stream::{self, ReadDone, Received, Stream, Taken};
+use crate::stream::{self, Received, Stream, Taken};
 use crate::target::Target;
-use crate::worker::Core;
 
 /// Runs a slot until it is told to quit. Failures are counted, never retried.
 pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
@@ -47,7 +48,10 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
                     slot.wait_for_work().await;
                 }
                 match slot.take_work() {
-                    Some(Work::Request { due }) => due,
+                    Some(Work::Request { due }) => Due {
+                        at: due,
+                        waited: false,
+                    },
                     Some(Work::Quit) => break,
                     None => continue,
                 }
@@ -56,12 +60,12 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
 
         let sent = core.clock().now();
         core.began(due, sent);
-        slot.set_deadline(core.deadline(due));
+        slot.set_deadline(core.deadline(due.at));
         let outcome = match stream.take() {
             Some(mut open) => exchange(&mut open, &mut reader, target, &slot)
                 .await
                 .map(|keep| keep.then_some(open)),
-            None => match open(&core, &slot, target, Some(due)).await {
+            None => match open(&core, &slot, target, Some(due.at)).await {
                 Ok(mut open) => exchange(&mut open, &mut reader, target, &slot)
                     .await
                     .map(|keep| keep.then_some(open)),
@@ -71,12 +75,12 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
         slot.clear_deadline();
         match outcome {
             Ok(kept) => {
-                core.finished(slot.target, due, sent, &reader);
+                core.finished(slot.target, due.at, sent, &reader);
                 stream = kept.filter(|_| reuse);
             }
             Err(failure) => {
                 let unreachable = failure.kind == Kind::Connect;
-                core.failed(slot.target, due, failure);
+                core.failed(slot.target, due.at, failure);
                 if unreachable {
                     if core.plan().load == Load::Closed {
                         // Nothing else paces a closed loop whose server is gone.
@@ -102,7 +106,7 @@ async fn open(
     slot: &Slot,
     target: &Target,
     due: Option<Nanos>,
-) -> Result<Stream<impl Future<Output = ReadDone> + use<>>, Failure> {
+) -> Result<Stream<impl Future<Output = io::Result<()>> + use<>>, Failure> {
     let began = core.clock().now();
     if due.is_none() {
         slot.set_deadline(core.deadline(began));
@@ -122,8 +126,8 @@ async fn open(
 }
 
 /// Sends the request and reads its answer. Returns whether the connection may be used again.
-async fn exchange<R: Future<Output = ReadDone>>(
-    stream: &mut Stream<R>,
+async fn exchange<W: Future<Output = io::Result<()>>>(
+    stream: &mut Stream<W>,
     reader: &mut ResponseReader,
     target: &Target,
     slot: &Slot,

@@ -5,7 +5,7 @@
 //! was due, so neither a stalled server nor a stalled generator can hide.
 //!
 //! The way through the code: [`cli`] becomes a [`plan`], each thread runs a [`worker`], whose
-//! dispatcher follows a [`schedule`] and hands requests to [`connection`]s; these speak through a
+//! [`dispatcher`] follows a [`schedule`] and hands requests to [`connection`]s; these speak through a
 //! [`stream`] and read answers with [`response`]; [`stats`] are merged, [`compare`]d, held against
 //! [`gate`]s and shown by [`report`].
 //!
@@ -16,6 +16,8 @@ mod cli;
 mod clock;
 mod compare;
 mod connection;
+mod core;
+mod dispatcher;
 mod failure;
 mod gate;
 mod plan;
@@ -25,6 +27,7 @@ mod rt;
 mod samples;
 mod schedule;
 mod slot;
+mod start;
 mod stats;
 mod stream;
 mod sys;
@@ -40,8 +43,8 @@ use clap::Parser;
 
 use crate::report::Report;
 use crate::rt::Driver;
+use crate::start::Start;
 use crate::stats::Stats;
-use crate::worker::Start;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -66,11 +69,11 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
         eprintln!("loadgen: running for {seconds:.0} s ...");
     }
     let plan = Arc::new(plan);
-    let start = Start::new(plan.threads);
+    let start = Arc::new(Start::new(plan.threads));
     let results: Vec<Option<(Stats, Driver)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.threads)
             .map(|index| {
-                let (plan, start) = (Arc::clone(&plan), &start);
+                let (plan, start) = (Arc::clone(&plan), Arc::clone(&start));
                 scope.spawn(move || worker::run(plan, start, index))
             })
             .collect();

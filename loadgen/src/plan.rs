@@ -27,7 +27,7 @@ pub struct Plan {
     pub slice: Duration,
     /// How long after its due time a request may be without a complete answer.
     pub timeout: Duration,
-    /// How long before a due time a thread stops sleeping and spins.
+    /// How long before a due time a thread wakes at most, to spin the rest.
     pub spin: Duration,
     /// A connection per request.
     pub new_connection: bool,

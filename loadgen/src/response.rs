@@ -195,35 +195,34 @@ impl ResponseReader {
 
     /// Consumes up to a whole head and, with it, chooses the phase that follows.
     fn head(&mut self, rest: &[u8]) -> Result<usize, Malformed> {
-        let taken = if self.partial.is_empty() {
-            match memmem::find(rest, b"\r\n\r\n") {
-                Some(end) => {
-                    self.parse_head(&rest[..end])?;
-                    return Ok(end + 4);
-                }
-                None => rest.len(),
-            }
-        } else {
-            // The blank line may straddle the pieces: search from three bytes before the seam.
-            let seam = self.partial.len();
-            let from = seam.saturating_sub(3);
-            let look = rest.len().min(HEAD_BYTES_MAX.saturating_sub(seam) + 1);
-            self.partial.extend_from_slice(&rest[..look]);
-            if let Some(end) = memmem::find(&self.partial[from..], b"\r\n\r\n") {
-                let end = from + end;
-                let head = std::mem::take(&mut self.partial);
-                self.parse_head(&head[..end])?;
-                return Ok(end + 4 - seam);
-            }
-            if self.partial.len() > HEAD_BYTES_MAX {
-                return Err(Malformed("the response head exceeds 64 KiB"));
-            }
-            return Ok(look);
-        };
-        if taken > HEAD_BYTES_MAX {
+        if self.partial.is_empty()
+            && let Some(end) = memmem::find(rest, b"\r\n\r\n")
+        {
+            self.parse_head(&rest[..end])?;
+            return Ok(end + 4);
+        }
+        // In pieces. The blank line may straddle two of them: search from three bytes before the
+        // seam.
+        let seam = self.partial.len();
+        let from = seam.saturating_sub(3);
+        let taken = rest.len().min(HEAD_BYTES_MAX - seam);
+        self.partial.extend_from_slice(&rest[..taken]);
+        if let Some(end) = memmem::find(&self.partial[from..], b"\r\n\r\n") {
+            let end = from + end;
+            let head = std::mem::take(&mut self.partial);
+            self.parse_head(&head[..end])?;
+            return Ok(end + 4 - seam);
+        }
+        // A server that ends lines wrongly never sends what we search for: tell it from a slow one.
+        let bare = memchr::memchr_iter(b'\n', &self.partial[seam..])
+            .map(|at| seam + at)
+            .any(|at| at == 0 || self.partial[at - 1] != b'\r');
+        if bare {
+            return Err(Malformed("a line that ends in a bare line feed"));
+        }
+        if self.partial.len() == HEAD_BYTES_MAX {
             return Err(Malformed("the response head exceeds 64 KiB"));
         }
-        self.partial.extend_from_slice(rest);
         Ok(taken)
     }
 

@@ -12,12 +12,14 @@ use crate::sys::CpuTime;
 pub struct Stats {
     /// One per target, in the plan's order.
     pub targets: Vec<TargetStats>,
-    /// How late the generator itself took up requests that were due.
+    /// How late requests were sent that found a connection free (and taken up, that found none).
     pub lag: Histogram<u64>,
-    /// How long requests then waited until a connection was free.
+    /// How late requests were sent that had to wait for a connection.
     pub wait: Histogram<u64>,
-    /// CPU used by the driving threads within the measured time.
+    /// CPU used by the driving threads within the measured time, spinning included.
     pub cpu: CpuTime,
+    /// How much of it was spun away, waiting for a due time.
+    pub spun: Nanos,
 }
 
 /// What was measured of one target.
@@ -63,6 +65,7 @@ impl Stats {
             lag: histogram(),
             wait: histogram(),
             cpu: CpuTime::default(),
+            spun: 0,
         }
     }
 
@@ -74,6 +77,7 @@ impl Stats {
         add(&mut self.lag, &other.lag);
         add(&mut self.wait, &other.wait);
         self.cpu += other.cpu;
+        self.spun += other.spun;
     }
 }
 

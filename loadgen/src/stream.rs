@@ -1,45 +1,44 @@
-//! One connection, in clear or over TLS, with a read that is always under way.
+//! One connection, in clear or over TLS, that is always being watched.
 //!
-//! The read is armed before a request is sent and again as soon as its bytes were taken, so a
-//! server that closes an idle connection is noticed at once, and waiting for an answer costs no
-//! further submission. Requests leave by one direct, non-blocking `send`: the time of sending is
-//! the time of the call, and no completion wakes the thread for nothing.
+//! The runtime is asked for one thing only: to say when the socket has something to read. That
+//! watch is armed before a request is sent and again as soon as bytes were taken, so a server that
+//! closes an idle connection is noticed at once. The reading and the sending are direct,
+//! non-blocking calls, one right after the other, while the socket is in the processor's cache;
+//! they also make the time of sending the time of the call. The plain alternative, a receive that
+//! waits in the ring, costs a second attempt per answer, a buffer per idle connection, and
+//! separates each connection's receive from its send by those of all others.
 //!
 //! TLS is rustls's buffered API: plaintext is handed to the caller in place, after each
 //! `process_new_packets`, so that it never piles up.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use monoio::io::{AsyncReadRent, AsyncWriteRentExt, Splitable};
 use monoio::net::TcpStream;
-use monoio::net::tcp::{TcpOwnedReadHalf, TcpOwnedWriteHalf};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
-use std::sync::Arc;
 
 use crate::failure::{Failure, Kind};
 use crate::slot::Slot;
 use crate::sys;
 
-/// A connection. `R` is the type of its read under way, which has no name.
-pub struct Stream<R> {
-    socket: RawFd,
-    /// `None` only while a write that did not fit into the socket holds it.
-    write_half: Option<TcpOwnedWriteHalf>,
-    start_read: fn(TcpOwnedReadHalf, Vec<u8>) -> R,
-    reading: Pin<Box<R>>,
+/// A connection. `W` is the type of its watch, which has no name.
+pub struct Stream<W> {
+    socket: Rc<TcpStream>,
+    start_watch: fn(Rc<TcpStream>) -> W,
+    /// Never polled again once it was ready, until it is replaced.
+    watch: Pin<Box<W>>,
     tls: Option<Box<ClientConnection>>,
     /// Encrypted bytes on their way out; empty between sends.
     out: Vec<u8>,
 }
-
-/// What a read gives back: the half and the buffer it borrowed, and the bytes it brought.
-pub type ReadDone = (TcpOwnedReadHalf, Vec<u8>, io::Result<usize>);
 
 /// What a piece of plaintext meant to the one who took it.
 pub enum Taken {
@@ -70,7 +69,7 @@ pub async fn open(
     address: SocketAddr,
     tls: Option<&(Arc<ClientConfig>, ServerName<'static>)>,
     slot: &Slot,
-) -> Result<Stream<impl Future<Output = ReadDone> + use<>>, Failure> {
+) -> Result<Stream<impl Future<Output = io::Result<()>> + use<>>, Failure> {
     let socket = slot
         .unless_expired(TcpStream::connect_addr(address))
         .await?
@@ -85,14 +84,12 @@ pub async fn open(
         )),
         None => None,
     };
-    let fd = socket.as_raw_fd();
-    let (read_half, write_half) = socket.into_split();
-    let start_read: fn(_, _) -> _ = read_once;
+    let socket = Rc::new(socket);
+    let start_watch: fn(_) -> _ = readable;
     let mut stream = Stream {
-        socket: fd,
-        write_half: Some(write_half),
-        start_read,
-        reading: Box::pin(start_read(read_half, Vec::with_capacity(READ_BYTES))),
+        watch: Box::pin(start_watch(socket.clone())),
+        socket,
+        start_watch,
         tls,
         out: Vec::new(),
     };
@@ -100,16 +97,20 @@ pub async fn open(
     Ok(stream)
 }
 
-/// Bytes asked for by one read. Large enough for three full TLS records; memory is touched only as
-/// far as bytes arrive.
-const READ_BYTES: usize = 64 * 1024;
-
-async fn read_once(mut half: TcpOwnedReadHalf, buffer: Vec<u8>) -> ReadDone {
-    let (result, buffer) = half.read(buffer).await;
-    (half, buffer, result)
+async fn readable(socket: Rc<TcpStream>) -> io::Result<()> {
+    socket.readable(false).await
 }
 
-impl<R: Future<Output = ReadDone>> Stream<R> {
+/// Bytes taken by one read: a few full TLS records.
+const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// Every connection of the thread reads into this, one at a time: it stays in the cache, and
+    /// an idle connection needs no memory for reading.
+    static READ_BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
+
+impl<W: Future<Output = io::Result<()>>> Stream<W> {
     /// Whether the handshake resumed an earlier session. `None` in clear text.
     pub fn resumed(&self) -> Option<bool> {
         let kind = self.tls.as_ref()?.handshake_kind()?;
@@ -146,55 +147,42 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
         Ok(())
     }
 
-    /// Waits for bytes and gives all plaintext to `take`, piece by piece. `take` returns how much
-    /// of a piece it used; the rest of that piece, if any, makes an error of kind protocol.
+    /// Waits for bytes and gives all plaintext to `take`, piece by piece.
     ///
     /// # Errors
-    /// What `take` returned, or kind tls, reset or timeout.
+    /// What `take` returned, or kind tls, protocol, reset or timeout.
     pub async fn receive(
         &mut self,
         slot: &Slot,
         mut take: impl FnMut(&[u8]) -> Result<Taken, Failure>,
     ) -> Result<Received, Failure> {
-        let (half, buffer, result) = slot.unless_expired(self.reading.as_mut()).await?;
-        let outcome = match result {
-            Ok(0) => Ok(Received::End {
-                clean: self.ended_cleanly(),
-            }),
-            Ok(_) => self
-                .take_bytes(&buffer, &mut take)
-                .map(|()| Received::Bytes),
-            Err(error) => Err(Failure::io(Kind::Reset, &error)),
-        };
-        self.reading.set((self.start_read)(half, buffer));
-        let received = outcome?;
+        slot.unless_expired(self.watch.as_mut())
+            .await?
+            .map_err(|error| Failure::io(Kind::Reset, &error))?;
+        let received = self.read(&mut take);
+        self.watch.set((self.start_watch)(self.socket.clone()));
+        let received = received?;
         if self.tls.as_ref().is_some_and(|tls| tls.wants_write()) {
             self.flush_tls(slot).await?;
         }
         Ok(received)
     }
 
-    /// Polls for bytes without giving up the wait on `Pending`: what an idle connection does. Session
-    /// tickets and the like are taken in silently.
+    /// Watches an idle connection. Session tickets and the like are taken in silently.
     ///
-    /// Ready with `false` when the peer closed, sent something unasked, or failed.
-    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        loop {
-            let Poll::Ready((half, buffer, result)) = self.reading.as_mut().poll(cx) else {
-                return Poll::Pending;
-            };
-            let alive = matches!(result, Ok(n) if n > 0)
-                && self
-                    .take_bytes(&buffer, &mut |_| {
-                        Err(Failure::new(Kind::Protocol, "bytes without a request"))
-                    })
-                    .is_ok()
-                && !self.tls.as_ref().is_some_and(|tls| tls.wants_write());
-            self.reading.set((self.start_read)(half, buffer));
-            if !alive {
-                return Poll::Ready(false);
+    /// Ready when the peer has closed, sent something unasked, or failed.
+    pub fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while let Poll::Ready(readable) = self.watch.as_mut().poll(cx) {
+            let received = readable
+                .map_err(|error| Failure::io(Kind::Reset, &error))
+                .and_then(|()| self.read(&mut unasked));
+            self.watch.set((self.start_watch)(self.socket.clone()));
+            let answers = self.tls.as_ref().is_some_and(|tls| tls.wants_write());
+            if !matches!(received, Ok(Received::Bytes)) || answers {
+                return Poll::Ready(());
             }
         }
+        Poll::Pending
     }
 
     /// Says goodbye, as far as that goes without waiting.
@@ -203,7 +191,7 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
             tls.send_close_notify();
             self.out.clear();
             while tls.wants_write() && tls.write_tls(&mut self.out).is_ok() {}
-            let _ = sys::send_now(self.socket, &self.out);
+            let _ = sys::send_now(self.descriptor(), &self.out);
         }
     }
 
@@ -215,12 +203,7 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
             if !self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
                 return Ok(());
             }
-            let received = self
-                .receive(slot, |_| {
-                    Err(Failure::new(Kind::Protocol, "bytes without a request"))
-                })
-                .await;
-            match received {
+            match self.receive(slot, unasked).await {
                 Ok(Received::Bytes) => {}
                 Ok(Received::End { .. }) => {
                     return Err(Failure::new(
@@ -237,6 +220,38 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
                 Err(failure) => return Err(failure),
             }
         }
+    }
+
+    /// Takes what the socket holds. An empty socket brings no bytes, which is no end.
+    fn read(
+        &mut self,
+        take: &mut impl FnMut(&[u8]) -> Result<Taken, Failure>,
+    ) -> Result<Received, Failure> {
+        READ_BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                match sys::receive_now(self.descriptor(), buffer) {
+                    Ok(0) => {
+                        return Ok(Received::End {
+                            clean: self.ended_cleanly(),
+                        });
+                    }
+                    Ok(n) => {
+                        self.take_bytes(&buffer[..n], take)?;
+                        if n < buffer.len() {
+                            return Ok(Received::Bytes);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        return Ok(Received::Bytes);
+                    }
+                    Err(error) => return Err(Failure::io(Kind::Reset, &error)),
+                }
+            }
+        })
+    }
+
+    fn descriptor(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 
     fn ended_cleanly(&mut self) -> bool {
@@ -273,7 +288,7 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
                 // The alert that tells the peer why; the connection is lost either way.
                 self.out.clear();
                 let _ = tls.write_tls(&mut self.out);
-                let _ = sys::send_now(self.socket, &self.out);
+                let _ = sys::send_now(self.descriptor(), &self.out);
                 return Err(Failure::new(Kind::Tls, error.to_string()));
             }
             loop {
@@ -307,37 +322,35 @@ impl<R: Future<Output = ReadDone>> Stream<R> {
     }
 
     async fn send_raw(&mut self, bytes: &[u8], slot: &Slot) -> Result<(), Failure> {
-        let sent = match sys::send_now(self.socket, bytes) {
-            Ok(sent) => sent,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-            Err(error) => return Err(Failure::io(Kind::Reset, &error)),
-        };
-        if sent == bytes.len() {
-            return Ok(());
+        let mut rest = bytes;
+        loop {
+            match sys::send_now(self.descriptor(), rest) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Failure::io(Kind::Reset, &error)),
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
+            slot.unless_expired(self.socket.writable(false))
+                .await?
+                .map_err(|error| Failure::io(Kind::Reset, &error))?;
         }
-        // The socket is full: the runtime sends the rest as the peer makes room. Rare, and only
-        // for large bodies, so the copy does not matter.
-        let mut half = self
-            .write_half
-            .take()
-            .ok_or_else(|| Failure::new(Kind::Reset, "an earlier send was abandoned"))?;
-        let rest = bytes[sent..].to_vec();
-        let (result, _) = slot.unless_expired(half.write_all(rest)).await?;
-        self.write_half = Some(half);
-        result
-            .map(|_| ())
-            .map_err(|error| Failure::io(Kind::Reset, &error))
     }
+}
+
+fn unasked(_: &[u8]) -> Result<Taken, Failure> {
+    Err(Failure::new(Kind::Protocol, "bytes without a request"))
 }
 
 /// Waits until `slot` has something to do, while watching an open connection for its end.
 ///
 /// Returns whether the connection is still good.
-pub async fn idle<R: Future<Output = ReadDone>>(stream: &mut Stream<R>, slot: &Slot) -> bool {
+pub async fn idle<W: Future<Output = io::Result<()>>>(stream: &mut Stream<W>, slot: &Slot) -> bool {
     poll_fn(|cx| {
         slot.register(cx);
-        if let Poll::Ready(alive) = stream.poll_idle(cx) {
-            return Poll::Ready(alive);
+        if stream.poll_idle(cx).is_ready() {
+            return Poll::Ready(false);
         }
         if slot.has_work() {
             return Poll::Ready(true);

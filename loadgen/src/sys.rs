@@ -1,7 +1,7 @@
 //! The kernel calls that no safe crate of ours offers. All of this program's `unsafe` is here.
 //!
 //! It holds a one-shot timer with the kernel's own resolution (monoio's timers round to 1 ms),
-//! a send that never blocks, the CPU time of a thread, and the limit on open files.
+//! a send and a receive that never block, the CPU time of a thread, and the limit on open files.
 
 #![allow(unsafe_code)]
 
@@ -15,27 +15,41 @@ use monoio::net::TcpStream;
 /// A timerfd that a monoio task can await, on the ring as well as on epoll.
 pub struct Timer {
     // monoio can poll only descriptors that it owns as a stream. Nothing is ever received through
-    // it: `wait` asks for readability, and setting the timer again clears the expiry.
-    watched: TcpStream,
+    // them: `wait` asks for readability, and setting the timer again clears the expiry.
+    timer: TcpStream,
+    /// An eventfd that is always readable. `None` on epoll, which would not look at it again.
+    always: Option<TcpStream>,
 }
 
 impl Timer {
-    /// A disarmed timer on the monotonic clock. Must be called inside a monoio runtime.
-    pub fn new() -> io::Result<Self> {
-        // SAFETY: timerfd_create takes no pointers; its result is checked before it is used.
-        let fd = unsafe {
+    /// A disarmed timer on the monotonic clock. Must be called inside a monoio runtime, and told
+    /// whether that runtime is on a ring.
+    pub fn new(on_ring: bool) -> io::Result<Self> {
+        // SAFETY: timerfd_create takes no pointers.
+        let timer = unsafe {
             libc::timerfd_create(
                 libc::CLOCK_MONOTONIC,
                 libc::TFD_NONBLOCK | libc::TFD_CLOEXEC,
             )
         };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
+        let always = match on_ring {
+            // SAFETY: eventfd takes no pointers.
+            true => Some(watched(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?),
+            false => None,
+        };
+        Ok(Self {
+            timer: watched(timer)?,
+            always,
+        })
+    }
+
+    /// Gives the runtime one turn without sleeping: what has completed by now is taken in.
+    pub async fn turn(&self) -> io::Result<()> {
+        match &self.always {
+            // A poll that completes at once: the ring is entered and left.
+            Some(always) => always.readable(false).await,
+            None => self.wait(Duration::ZERO).await,
         }
-        // SAFETY: the kernel has just given us this descriptor and nobody else has it.
-        let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        let watched = TcpStream::from_std(std::net::TcpStream::from(owned))?;
-        Ok(Self { watched })
     }
 
     /// Returns once `after` has passed. Zero returns at the next turn of the runtime.
@@ -52,16 +66,26 @@ impl Timer {
                 tv_nsec: libc::c_long::from(after.subsec_nanos() as i32),
             },
         };
-        // SAFETY: the descriptor is open as long as `self.watched` lives, `spec` outlives the
+        // SAFETY: the descriptor is open as long as `self.timer` lives, `spec` outlives the
         // call, and the old value is not asked for.
         let set = unsafe {
-            libc::timerfd_settime(self.watched.as_raw_fd(), 0, &spec, std::ptr::null_mut())
+            libc::timerfd_settime(self.timer.as_raw_fd(), 0, &spec, std::ptr::null_mut())
         };
         if set < 0 {
             return Err(io::Error::last_os_error());
         }
-        self.watched.readable(false).await
+        self.timer.readable(false).await
     }
+}
+
+/// Hands a descriptor that a call has just returned to monoio.
+fn watched(fd: RawFd) -> io::Result<TcpStream> {
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor and nobody else has it.
+    let owned = unsafe { OwnedFd::from_raw_fd(fd) };
+    TcpStream::from_std(std::net::TcpStream::from(owned))
 }
 
 /// Sends what the socket takes at once. `WouldBlock` when it takes nothing.
@@ -82,6 +106,24 @@ pub fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
         return Err(io::Error::last_os_error());
     }
     Ok(sent as usize)
+}
+
+/// Receives what has arrived. `WouldBlock` when nothing has, zero bytes at the end of the stream.
+#[inline]
+pub fn receive_now(socket: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length come from one live slice, which is ours alone meanwhile.
+    let received = unsafe {
+        libc::recv(
+            socket,
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            libc::MSG_DONTWAIT,
+        )
+    };
+    if received < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(received as usize)
 }
 
 /// CPU time, user and system apart.
