@@ -10,10 +10,14 @@
 
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::mem;
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 
+use monoio::buf::IoBuf as _;
 use monoio::io::{AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _};
 use monoio::net::TcpStream;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 
 use crate::idle::IdleGuard;
@@ -228,14 +232,7 @@ impl Stream {
                 mem::take(&mut self.wire)
             }
         };
-        let (result, mut buffer) = match buffer.is_empty() {
-            true => (Ok(0), buffer),
-            false => {
-                let (result, buffer) = self.io.write_all(buffer).await;
-                self.guard.touch();
-                (result, buffer)
-            }
-        };
+        let (result, mut buffer) = self.write(buffer).await;
         buffer.clear();
         if buffer.capacity() > 2 * BULK_BYTES {
             buffer = Vec::new();
@@ -244,7 +241,29 @@ impl Stream {
             None => self.outbox = buffer,
             Some(_) => self.wire = buffer,
         }
-        result.map(drop)
+        result
+    }
+
+    /// Writes all of it. The socket's buffer has room as a rule, so that a plain `send` does: it
+    /// costs less than a trip through the ring, whose completion would wake this task only for it
+    /// to wait again. What does not fit goes through the event loop.
+    async fn write(&mut self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
+        if buffer.is_empty() {
+            return (Ok(()), buffer);
+        }
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let sent = match send(self.io.as_raw_fd(), &buffer, flags) {
+            Ok(sent) => sent,
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
+            Err(error) => return (Err(error.into()), buffer),
+        };
+        self.guard.touch();
+        if sent == buffer.len() {
+            return (Ok(()), buffer);
+        }
+        let (result, rest) = self.io.write_all(buffer.slice(sent..)).await;
+        self.guard.touch();
+        (result.map(drop), rest.into_inner())
     }
 
     /// Waits until a read would not have to wait. May be abandoned at any time.
