@@ -6,6 +6,7 @@
 //! known provider's key, and comments. A [`Place`] holds the line in that form;
 //! the original is not kept.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -337,8 +338,10 @@ pub struct Source {
     /// The file.
     pub path: PathBuf,
     text: String,
-    /// Values that may be a key.
-    hidden: Vec<Range<usize>>,
+    /// Where each line starts.
+    lines: Vec<usize>,
+    /// Values that may be a key, by where they start. They do not overlap.
+    hidden: BTreeMap<usize, usize>,
     /// The text could not be read as TOML, so nothing is known of what is where:
     /// hide all but what is certainly harmless.
     broken: bool,
@@ -354,10 +357,15 @@ impl fmt::Debug for Source {
 impl Source {
     /// The text of a file.
     pub fn new(path: &Path, text: String) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0)
+            .chain(breaks.map(|(at, _)| at + 1))
+            .collect();
         Self {
             path: path.to_owned(),
             text,
-            hidden: Vec::new(),
+            lines,
+            hidden: BTreeMap::new(),
             broken: false,
         }
     }
@@ -374,7 +382,8 @@ impl Source {
 
     /// Never show these bytes.
     pub fn hide(&mut self, span: Range<usize>) {
-        self.hidden.push(span);
+        let end = self.hidden.entry(span.start).or_insert(span.end);
+        *end = span.end.max(*end);
     }
 
     /// The text is not TOML: show next to nothing of it.
@@ -385,21 +394,18 @@ impl Source {
     /// The place of some bytes.
     pub fn place(&self, span: Range<usize>) -> Place {
         let start = floor_boundary(&self.text, span.start);
-        let line_start = self.text[..start].rfind('\n').map_or(0, |at| at + 1);
-        let line_end = self.text[start..]
-            .find('\n')
-            .map_or(self.text.len(), |at| start + at);
+        let line = self.lines.partition_point(|&line| line <= start);
+        let line_start = self.lines[line - 1];
+        let line_end = self
+            .lines
+            .get(line)
+            .map_or(self.text.len(), |next| next - 1);
         let line_end = if self.text[line_start..line_end].ends_with('\r') {
             line_end - 1
         } else {
             line_end
         };
         let end = floor_boundary(&self.text, span.end).clamp(start.min(line_end), line_end);
-        let line = self.text[..line_start]
-            .bytes()
-            .filter(|&byte| byte == b'\n')
-            .count()
-            + 1;
         let column = self.text[line_start..start].chars().count() + 1;
         let (text, caret, width) = self.masked(line_start..line_end, start.min(line_end)..end);
         Place {
@@ -422,7 +428,14 @@ impl Source {
                 .map(|range| line.start + range.start..line.start + range.end)
                 .collect()
         } else {
-            self.hidden.clone()
+            // One may have started on an earlier line.
+            let before = self.hidden.range(..line.start).next_back();
+            let within = self.hidden.range(line.clone());
+            before
+                .into_iter()
+                .chain(within)
+                .map(|(&start, &end)| start..end)
+                .collect()
         };
         hidden.extend(
             shape::keys_in(&self.text[line.start..code_end])

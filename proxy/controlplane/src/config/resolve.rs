@@ -595,7 +595,8 @@ impl Resolver<'_> {
         hosts: &[&HostDraft],
         outside: &[String],
     ) -> bool {
-        if self.context.purpose == Purpose::Look {
+        // Nothing is written for a configuration that will not be in force.
+        if self.context.purpose == Purpose::Look || self.report.has_errors() {
             if outside.is_empty() {
                 return true;
             }

@@ -1,0 +1,120 @@
+//! `callers`: who may use a route.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use policy::Callers;
+
+use super::Checker;
+use crate::config::file::{self, Item};
+use crate::config::report::{Problem, quote};
+use crate::config::written::OneOrMany;
+
+impl Checker<'_> {
+    pub(super) fn callers(&mut self, item: &Item<file::Route>) -> Callers {
+        let Some(OneOrMany(list)) = &item.fields.callers else {
+            return Callers::Open;
+        };
+        if let [one] = list.as_slice()
+            && one.value == "open"
+        {
+            return Callers::Open;
+        }
+        let mut networks = Vec::new();
+        for written in list {
+            let text = &written.value;
+            let place = self.file.place_of(item, &written.span);
+            if EVERYBODY.contains(&&*text.to_ascii_lowercase()) {
+                self.push(
+                    Problem::error(format!("{} would offer the key to the whole Internet", quote(text)))
+                        .at(place)
+                        .expected("\"open\" for loopback and private peers, or networks as in [\"10.0.0.0/8\"]")
+                        .cure("if everybody may use this key, write callers = [\"0.0.0.0/0\", \"::/0\"]"),
+                );
+                continue;
+            }
+            if text == "open" {
+                self.push(
+                    Problem::error("\"open\" beside networks")
+                        .at(place)
+                        .cure("write callers = \"open\", or the networks alone"),
+                );
+                continue;
+            }
+            let network = match text.parse::<IpNet>() {
+                Ok(network) => network,
+                Err(_) => {
+                    match text.parse::<IpAddr>() {
+                        Ok(address) => IpNet::from(address),
+                        Err(_) => {
+                            let problem = Problem::error("not a rule for callers")
+                            .at(place)
+                            .meant(text, ["open"])
+                            .expected("\"open\", or networks as in [\"10.0.0.0/8\", \"2001:db8::/32\"]");
+                            self.push(problem);
+                            continue;
+                        }
+                    }
+                }
+            };
+            if network.trunc() != network {
+                self.push(
+                    Problem::error(format!("{network} has bits behind its mask"))
+                        .at(place)
+                        .cure(format!(
+                            "write {} for the network, or {}/{} for the one address",
+                            network.trunc(),
+                            network.addr(),
+                            network.max_prefix_len()
+                        )),
+                );
+                continue;
+            }
+            if let IpNet::V6(v6) = network
+                && v6.addr().to_ipv4_mapped().is_some()
+                && v6.prefix_len() >= 96
+            {
+                self.push(
+                    Problem::error("an IPv4 network in IPv6 clothes never matches")
+                        .at(place)
+                        .cure("write it as IPv4; callers that come over IPv6 sockets are matched by it too"),
+                );
+                continue;
+            }
+            let wide = match network {
+                IpNet::V4(v4) => v4.prefix_len() < 8,
+                IpNet::V6(v6) => v6.prefix_len() < 16 && !v6.addr().is_unique_local(),
+            };
+            if wide {
+                self.push(
+                    Problem::warning(format!(
+                        "{network} lets callers from the Internet use this key"
+                    ))
+                    .at(place)
+                    .cure("name the networks that need it, unless everybody is meant"),
+                );
+            }
+            networks.push(network);
+        }
+        if list.is_empty() {
+            let place = self.file.place(item);
+            self.push(
+                Problem::error("an empty list of callers lets nobody in")
+                    .at(place)
+                    .cure("write callers = \"open\", or networks"),
+            );
+        }
+        Callers::Networks(networks)
+    }
+}
+
+/// Words that callers' rules are often thought to have, and that mean everybody.
+const EVERYBODY: [&str; 7] = [
+    "everyone",
+    "everybody",
+    "any",
+    "all",
+    "*",
+    "public",
+    "anyone",
+];

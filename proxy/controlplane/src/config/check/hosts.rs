@@ -1,0 +1,181 @@
+//! `[host.NAME]`: certificates, and the routes by host.
+
+use std::collections::HashMap;
+
+use policy::Listener;
+
+use super::{Checker, served_name};
+use crate::config::draft::{Certificates, HostDraft};
+use crate::config::file;
+use crate::config::file::Item;
+use crate::config::report::{Problem, one_of, quote};
+use crate::config::written::OneOrMany;
+
+impl Checker<'_> {
+    pub(super) fn hosts(&mut self, listeners: &[Listener]) -> Vec<HostDraft> {
+        let file = self.file;
+        let routes = std::mem::take(&mut self.routes);
+        let mut sections: HashMap<String, &Item<file::Host>> = HashMap::new();
+        for item in &file.hosts {
+            let name = item.name.trim_end_matches('.').to_ascii_lowercase();
+            if let Err(cure) = served_name(&name) {
+                let problem = Problem::error("not a host name")
+                    .at(file.place(item))
+                    .expected("as in [host.\"api.example.com\"], with the name in quotes");
+                self.push(match cure {
+                    Some(cure) => problem.cure(cure),
+                    None => problem,
+                });
+                continue;
+            }
+            if let Some(earlier) = sections.get(&name) {
+                let problem = Problem::error(format!("the host {} is there twice", quote(&name)))
+                    .at(file.place(item))
+                    .also("first here:", file.place(earlier));
+                self.push(problem);
+                continue;
+            }
+            if !routes.contains_key(&name) {
+                let problem =
+                    Problem::warning(format!("no route serves the host {}", quote(&name)))
+                        .at(file.place(item))
+                        .meant(&name, routes.keys().map(String::as_str))
+                        .cure("remove it, or write a route with this `host`");
+                self.push(problem);
+            }
+            sections.insert(name, item);
+        }
+        let mut hosts = Vec::new();
+        for (name, routes) in routes {
+            let none = file::Host::default();
+            let item = sections.get(&name).copied();
+            let fields = item.map_or(&none, |item| &item.fields);
+            let on = self.host_listeners(item, listeners);
+            let tls = listeners.iter().any(|listener| {
+                listener.tls && (on.is_empty() || on.iter().any(|name| **name == *listener.name))
+            });
+            let place = match (item, routes.first()) {
+                (Some(item), _) => file.place(item),
+                (None, Some(route)) => route.place.clone(),
+                (None, None) => continue,
+            };
+            let certificates = match item {
+                Some(item) => self.certificates(item),
+                None => Certificates::Ca,
+            };
+            hosts.push(HostDraft {
+                name,
+                listeners: on,
+                certificates: if tls {
+                    certificates
+                } else {
+                    Certificates::None
+                },
+                client_ca: item.and_then(|item| self.path(Some(item), &fields.client_ca)),
+                allow_world_readable: fields
+                    .allow_world_readable
+                    .as_ref()
+                    .is_some_and(|allow| allow.value),
+                place,
+                routes,
+            });
+        }
+        hosts
+    }
+
+    fn host_listeners(
+        &mut self,
+        item: Option<&Item<file::Host>>,
+        listeners: &[Listener],
+    ) -> Vec<String> {
+        let Some((item, list)) =
+            item.and_then(|item| item.fields.listeners.as_ref().map(|list| (item, list)))
+        else {
+            return Vec::new();
+        };
+        let mut names = Vec::new();
+        for written in &list.value {
+            if listeners
+                .iter()
+                .any(|listener| *listener.name == *written.value)
+            {
+                names.push(written.value.clone());
+            } else {
+                let place = self.file.place_of(item, &written.span);
+                let known: Vec<&str> = listeners.iter().map(|listener| &*listener.name).collect();
+                let problem =
+                    Problem::error(format!("there is no listener {}", quote(&written.value)))
+                        .at(place)
+                        .meant(&written.value, known.iter().copied())
+                        .expected(one_of(known));
+                self.push(problem);
+            }
+        }
+        if list.value.is_empty() {
+            let place = self.file.place_of(item, &list.span);
+            self.push(
+                Problem::error("an empty list of listeners serves nothing")
+                    .at(place)
+                    .cure("leave it out to serve it on all"),
+            );
+        }
+        names
+    }
+
+    fn certificates(&mut self, item: &Item<file::Host>) -> Certificates {
+        let file = self.file;
+        let fields = &item.fields;
+        let list = match &fields.certificate {
+            None => &[][..],
+            Some(OneOrMany(list)) => list.as_slice(),
+        };
+        let is_ca = match list {
+            [] => true,
+            [one] => one.value == "ca",
+            _ => false,
+        };
+        if is_ca {
+            if let Some(written) = fields.private_key.as_ref().and_then(|keys| keys.0.first())
+                && !item.is_unread("certificate")
+            {
+                let place = file.place_of(item, &written.span);
+                self.push(
+                    Problem::error("`private_key` without `certificate`")
+                        .at(place)
+                        .cure("write certificate = \"file:///path\", or leave both out for a certificate of the internal CA"),
+                );
+            }
+            return Certificates::Ca;
+        }
+        let mut chains = Vec::new();
+        for written in list {
+            if written.value == "ca" {
+                let place = file.place_of(item, &written.span);
+                self.push(
+                    Problem::error("\"ca\" beside certificate files")
+                        .at(place)
+                        .cure("write one or the other"),
+                );
+            } else {
+                chains.extend(self.path_of(item, written));
+            }
+        }
+        let mut keys = Vec::new();
+        for written in fields.private_key.iter().flat_map(|list| &list.0) {
+            keys.extend(self.path_of(item, written));
+        }
+        let keys_written = fields.private_key.as_ref().map_or(0, |list| list.0.len());
+        if keys_written != list.len() && !item.is_unread("private_key") {
+            let place = file.place(item);
+            self.push(
+                Problem::error(format!(
+                    "{} in `certificate`, but {keys_written} in `private_key`",
+                    list.len()
+                ))
+                .at(place)
+                .cure("name one private key for each certificate, in the same order"),
+            );
+        }
+        Certificates::Files(chains.into_iter().zip(keys).collect())
+    }
+}
