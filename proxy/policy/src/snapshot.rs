@@ -1,15 +1,16 @@
 //! [`Snapshot`]: everything a worker needs to decide, fixed at one moment.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use wire::head::{HeadLimits, Method, RequestHead};
+use wire::head::{HeadLimits, RequestHead};
 use wire::target::{authority_host, readings};
 
 use crate::access::Caller;
-use crate::route::Route;
+use crate::route::{Endpoint, Route};
 use crate::upstream::{CredentialId, Upstream};
 use crate::verdict::{Denial, Permit, Verdict};
 
@@ -293,10 +294,9 @@ impl Snapshot {
     ) -> Result<Permit<'s>, Denial> {
         // RFC 9110, 9.3.8: TRACE reflects the request, key and all. TRACK is its
         // nickname. CONNECT asks for a tunnel to a place of the caller's choice.
-        if matches!(
-            head.method(),
-            Method::Trace | Method::Track | Method::Connect
-        ) {
+        // In any case: methods are case-sensitive (9.1), but not to every server.
+        let named = |name: &&str| name.eq_ignore_ascii_case(head.method_str());
+        if ["TRACE", "TRACK", "CONNECT"].iter().any(named) {
             return Err(
                 Denial::METHOD_REFUSED.allowing("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
             );
@@ -314,6 +314,12 @@ impl Snapshot {
         let path = head.path();
         let found = host.route(path, method);
         let others = readings(path);
+        // Some APIs let a header or a parameter name another method than the request
+        // line does. What that method may not do, this request may not do either.
+        let overrides = method_overrides(head);
+        if overrides.iter().any(|other| host.route(path, other) != found) {
+            return Err(Denial::AMBIGUOUS_METHOD);
+        }
         // Another reading that leads elsewhere means that we and the upstream may
         // disagree on what was asked for; policy would then guard the wrong door.
         if others
@@ -335,18 +341,29 @@ impl Snapshot {
             }
             Found::Nothing => return Err(Denial::NO_ROUTE),
         };
+        // What the upstream will see, in each way in which it may read that.
+        let (path, others) = match &route.upstream_path {
+            None => (Cow::Borrowed(path), others),
+            Some(_) => {
+                let path = route.upstream_path_of(path);
+                let others = readings(&path);
+                // A path that comes back to the route's prefix here may climb out of
+                // the prefix that takes its place there.
+                if !others.is_empty() && !route.contains_upstream(&others) {
+                    return Err(Denial::AMBIGUOUS_PATH);
+                }
+                (Cow::Owned(path), others)
+            }
+        };
         if !route.callers.allow(caller.address) {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
-        if !route.refused.is_empty() {
-            let upstream_path = route.upstream_path_of(path);
-            if route
-                .refused
-                .iter()
-                .any(|endpoint| endpoint.matches(head.method(), method, &upstream_path))
-            {
-                return Err(Denial::KEY_MANAGEMENT.on(&route.name));
-            }
+        let refuses = |endpoint: &Endpoint| {
+            endpoint.serves(method)
+                && (endpoint.covers(&path) || others.iter().any(|other| endpoint.covers(other)))
+        };
+        if route.refused.iter().any(refuses) {
+            return Err(Denial::KEY_MANAGEMENT.on(&route.name));
         }
         Ok(Permit::new(route, index, &self.loop_token))
     }
@@ -370,19 +387,82 @@ impl Snapshot {
             }
             (None, None) => None,
         };
-        let named = match named {
-            Some(name) => Some(lower(name).ok_or(Denial::BAD_HOST)?),
-            None => None,
-        };
-        let name = match (caller.server_name, named) {
-            (Some(sni), Some(named)) if *sni != *named => return Err(Denial::MISDIRECTED),
+        let lowered;
+        let name: &str = match (caller.server_name, named) {
+            (Some(sni), Some(named)) => {
+                if !named
+                    .strip_suffix(b".")
+                    .unwrap_or(named)
+                    .eq_ignore_ascii_case(sni.as_bytes())
+                {
+                    return Err(Denial::MISDIRECTED);
+                }
+                sni
+            }
             // HTTP/1.0 without Host: the handshake has said it.
-            (Some(sni), None) => sni.to_owned(),
-            (_, Some(named)) => named,
+            (Some(sni), None) => sni,
+            (None, Some(named)) => {
+                lowered = lower(named).ok_or(Denial::BAD_HOST)?;
+                &lowered
+            }
             (None, None) => return Err(Denial::BAD_HOST),
         };
-        self.find_host(&name).ok_or(Denial::UNKNOWN_HOST)
+        self.find_host(name).ok_or(Denial::UNKNOWN_HOST)
     }
+}
+
+/// Where APIs look for another method: header fields and query parameters of
+/// Google's APIs, Rails, Laravel, Spring, Express and OData.
+const METHOD_OVERRIDE_FIELDS: [&str; 3] =
+    ["x-http-method-override", "x-http-method", "x-method-override"];
+const METHOD_OVERRIDE_PARAMS: [&str; 4] =
+    ["_method", "$httpmethod", "x-http-method-override", "_httpmethod"];
+
+/// Methods that the request names beside its own, in upper case. Empty, and
+/// without an allocation, for the ordinary request.
+fn method_overrides(head: &RequestHead) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut note = |value: &[u8]| {
+        found.push(String::from_utf8_lossy(value).trim().to_ascii_uppercase());
+    };
+    for field in head.fields() {
+        let name = head.name(field);
+        // All of the names hold `method`, and few others start with `x`.
+        if name.len() >= 13
+            && name[0] | 0x20 == b'x'
+            && METHOD_OVERRIDE_FIELDS
+                .iter()
+                .any(|known| same_name(name, known.as_bytes()))
+        {
+            note(head.value(field));
+        }
+    }
+    if let Some(query) = head.query()
+        && query.windows(6).any(|six| six.eq_ignore_ascii_case(b"method"))
+    {
+        for param in wire::target::params(query) {
+            let name = crate::route::percent_decode(&query[param.name.clone()]);
+            if METHOD_OVERRIDE_PARAMS
+                .iter()
+                .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+            {
+                let value = query[param.name.end..param.whole.end]
+                    .strip_prefix(b"=")
+                    .unwrap_or_default();
+                note(&crate::route::percent_decode(value));
+            }
+        }
+    }
+    found
+}
+
+/// Equality of header names without case, and with `_` for `-`.
+fn same_name(name: &[u8], known: &[u8]) -> bool {
+    name.len() == known.len()
+        && name.iter().zip(known).all(|(&one, &other)| {
+            let one = if one == b'_' { b'-' } else { one.to_ascii_lowercase() };
+            one == other
+        })
 }
 
 /// A host name in lower case, without the root's dot.

@@ -8,7 +8,7 @@ use wire::head::RequestHead;
 use wire::rewrite::{self, Plan, RequestEdit};
 
 use crate::credential::Credential;
-use crate::route::Route;
+use crate::route::{Route, without_last_slash};
 use crate::snapshot::RouteIndex;
 use crate::upstream::{CredentialId, Upstream, UpstreamId};
 
@@ -137,6 +137,13 @@ impl Denial {
         Refuser::Policy,
         "The path can be read in several ways that fall under different rules. Send it without dot segments, empty segments and encoded slashes.",
     );
+    /// A method that a header or a parameter names falls under another rule.
+    pub const AMBIGUOUS_METHOD: Denial = Denial::new(
+        400,
+        "ambiguous_method",
+        Refuser::Policy,
+        "A header or query parameter names another method (such as X-HTTP-Method-Override) that falls under another rule than the request's own.",
+    );
     /// No route covers the path.
     pub const NO_ROUTE: Denial = Denial::new(
         404,
@@ -249,10 +256,7 @@ impl<'s> Permit<'s> {
         let injection = credential.map(Credential::injection);
         let (path_strip, path_insert): (usize, &[u8]) = match &route.upstream_path {
             None => (0, b""),
-            Some(instead) => (
-                route.path_cut(),
-                instead.strip_suffix(b"/").unwrap_or(instead),
-            ),
+            Some(instead) => (route.path_cut(), without_last_slash(instead)),
         };
         rewrite::request(
             head,
