@@ -81,7 +81,7 @@ fn a_retry_where_it_is_safe() {
     // On the reused connection nothing is answered; a fresh one answers.
     assert_eq!(client.get(HOST, "/b").expect(200).text(), "first");
     assert_eq!(upstream.told(), "GET /b HTTP/1.1");
-    assert_eq!(claviger.status()["upstream_retries"], 1);
+    claviger.wait_count("upstream_retries", 1);
     // Now the pooled connection has answered once. A POST may have been carried out.
     let post = format!("POST /c HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 2\r\n\r\nab");
     client.call(post).expect_own(502, "upstream_closed");
@@ -98,20 +98,34 @@ fn a_retry_where_it_is_safe() {
 fn an_idle_connection_is_kept_warm() {
     let world = World::new();
     let upstream = Scripted::start(&world, HOST, |peer| {
+        // Session tickets leave before anything else: they lie in wait on the
+        // connection until somebody uses it.
+        peer.send("");
         peer.tell(format!("connection {}", peer.number));
         while peer.head().is_some() {
-            peer.answer("ok");
+            peer.answer(&format!("answer {}", peer.number));
             if peer.number == 0 {
                 peer.close();
                 return;
             }
         }
     });
-    let claviger = serve(&world, &upstream.upstream("mock", HOST), "idle_min = 1\n");
+    let claviger = serve(
+        &world,
+        &upstream.upstream("mock", HOST),
+        "idle_min = 1\n",
+    );
     claviger.get(&world, "/x").expect(200);
     assert_eq!(upstream.told(), "connection 0");
     // It is gone, and nobody asks; a new one comes all the same.
     assert_eq!(upstream.told(), "connection 1");
+    claviger.wait_count("upstream_idle", 1);
+    // And it is as good as any.
+    let reuses = claviger.status()["upstream_reuses"].as_u64();
+    for _ in 0..3 {
+        assert_eq!(claviger.get(&world, "/x").expect(200).text(), "answer 1");
+    }
+    claviger.wait_count("upstream_reuses", reuses.expect("a number") + 3);
 }
 
 #[test]

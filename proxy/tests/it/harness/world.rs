@@ -407,6 +407,15 @@ impl Claviger {
         Value::Object(status)
     }
 
+    /// Waits until a counter of the status line stands at `count`. A caller may have
+    /// its answer a moment before it is counted.
+    #[track_caller]
+    pub fn wait_count(&self, counter: &str, count: u64) {
+        eventually(&format!("{counter}={count}"), || {
+            (self.status()[counter] == count).then_some(())
+        });
+    }
+
     /// The audit records written so far.
     pub fn audit(&self) -> Vec<Value> {
         read_audit(&self.audit)
