@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use policy::Injection;
 
+use super::targets::Addressed;
 use super::{Checker, is_token};
 use crate::config::draft::{CredentialDraft, RouteDraft};
 use crate::config::file::{AuditMode, Item};
@@ -45,15 +46,19 @@ impl Checker<'_> {
             .and_then(|written| self.route_path(item, written, "upstream_path"));
         let methods = self.methods(item);
         let callers = self.callers(item);
-        let explicit_upstream = self.named_upstream(item);
-        let targets = self.targets(
-            item,
-            preset,
-            &hosts,
-            &path,
-            &upstream_path,
-            explicit_upstream,
-        );
+        let targets = match self.named_upstream(item) {
+            // An unknown preset or upstream was reported; nothing follows from it.
+            Err(()) => Vec::new(),
+            Ok(_) if preset.is_none() && fields.preset.is_some() => Vec::new(),
+            Ok(upstream) => self.targets(&Addressed {
+                preset,
+                hosts: &hosts,
+                path,
+                upstream_path,
+                upstream,
+                place: file.place(item),
+            }),
+        };
 
         let default_name = match (preset, targets.first()) {
             (Some(preset), _) => preset.name.to_owned(),

@@ -22,6 +22,16 @@ pub(super) struct Target {
     pub(super) response_head_timeout: Option<Duration>,
 }
 
+/// How a route is addressed: what of it decides on its targets.
+pub(super) struct Addressed<'r> {
+    pub(super) preset: Option<&'static Preset>,
+    pub(super) hosts: &'r [String],
+    pub(super) path: Option<String>,
+    pub(super) upstream_path: Option<String>,
+    pub(super) upstream: Option<usize>,
+    pub(super) place: Place,
+}
+
 impl Checker<'_> {
     /// The upstream that the route names. `Err` when it names one that is not there.
     pub(super) fn named_upstream(&mut self, item: &Item<file::Route>) -> Result<Option<usize>, ()> {
@@ -67,193 +77,174 @@ impl Checker<'_> {
     }
 
     /// Which hosts and paths the route serves, and where each leads.
-    pub(super) fn targets(
-        &mut self,
-        item: &Item<file::Route>,
-        preset: Option<&'static Preset>,
-        hosts: &[String],
-        path: &Option<String>,
-        upstream_path: &Option<String>,
-        upstream: Result<Option<usize>, ()>,
-    ) -> Vec<Target> {
-        let Ok(upstream) = upstream else {
-            return Vec::new();
-        };
-        let place = self.file.place(item);
-        let Some(preset) = preset else {
-            if item.fields.preset.is_some() {
-                return Vec::new();
-            }
+    pub(super) fn targets(&mut self, route: &Addressed<'_>) -> Vec<Target> {
+        let Some(preset) = route.preset else {
+            let hosts = route.hosts.iter();
             return hosts
-                .iter()
-                .filter_map(|host| {
-                    let upstream = match upstream {
-                        Some(upstream) => upstream,
-                        None if host.starts_with("*.") => {
-                            self.push(
-                                Problem::error(format!("the route serves {}, and no `upstream` says where it leads", quote(host)))
-                                    .at(place.clone())
-                                    .cure("write [upstream.NAME] with `host`, and upstream = \"NAME\" here"),
-                            );
-                            return None;
-                        }
-                        None if upstream_path.is_some() => {
-                            self.push(
-                                Problem::error("`upstream_path` without `upstream`")
-                                    .at(place.clone())
-                                    .cure("write upstream = \"NAME\": a path is rewritten for another host than the one that callers ask for"),
-                            );
-                            return None;
-                        }
-                        None => self.implied_upstream(host, &place)?,
-                    };
-                    Some(Target {
-                        host: host.clone(),
-                        path: path.clone().unwrap_or_else(|| "/".to_owned()),
-                        upstream,
-                        upstream_path: upstream_path.clone(),
-                        response_head_timeout: None,
-                    })
-                })
+                .filter_map(|host| self.host_target(route, host))
                 .collect();
         };
-
-        // With a preset: its own hosts are addressed as they are (transparent);
-        // any other host stands before the preset's first one (explicit).
-        let serves: Vec<&PresetHost> = match (hosts.is_empty(), upstream) {
-            (true, None) => preset
-                .hosts
-                .iter()
-                .filter(|host| !host.on_request)
-                .collect(),
-            (true, Some(index)) => {
-                let leads_to = self.upstreams[index].host.clone();
-                let same: Vec<&PresetHost> = preset
-                    .hosts
-                    .iter()
-                    .filter(|host| host.name == leads_to)
-                    .collect();
-                let names: BTreeSet<&str> = preset
-                    .hosts
-                    .iter()
-                    .filter(|host| !host.on_request)
-                    .map(|host| &*host.name)
-                    .collect();
-                if !same.is_empty() {
-                    same
-                } else if names.len() == 1 {
-                    preset
-                        .hosts
-                        .iter()
-                        .filter(|host| !host.on_request)
-                        .collect()
-                } else {
-                    self.push(
-                        Problem::error(format!(
-                            "the preset `{}` has several hosts, and the upstream is none of them",
-                            preset.name
-                        ))
-                        .at(place)
-                        .cure(format!(
-                            "write `host`: the name that callers ask for, such as {}",
-                            one_of(names)
-                        )),
-                    );
-                    return Vec::new();
-                }
-            }
-            (false, _) => preset
-                .hosts
-                .iter()
-                .filter(|host| hosts.contains(&host.name))
-                .collect(),
-        };
         let mut targets = Vec::new();
-        for known in serves {
-            let Some(upstream) = upstream.or_else(|| self.implied_upstream(&known.name, &place))
-            else {
-                continue;
-            };
-            targets.push(self.preset_target(
-                preset,
-                known,
-                &known.name,
-                path.clone(),
-                upstream_path.clone(),
-                upstream,
-            ));
+        for known in self.preset_hosts(route, preset) {
+            let upstream = route.upstream;
+            if let Some(upstream) =
+                upstream.or_else(|| self.implied_upstream(&known.name, &route.place))
+            {
+                let upstream_path = route.upstream_path.clone();
+                targets.push(self.preset_target(
+                    route,
+                    known,
+                    &known.name,
+                    upstream_path,
+                    upstream,
+                ));
+            }
         }
         // A path of the operator's own replaces the preset's, so that a preset
         // with several paths on a host has one there.
-        if path.is_some() {
+        if route.path.is_some() {
             let mut seen = HashSet::new();
             targets.retain(|target| seen.insert(target.host.clone()));
         }
-        for host in hosts
-            .iter()
-            .filter(|host| preset.hosts.iter().all(|known| known.name != **host))
-        {
-            if host.starts_with("*.") && upstream.is_none() {
-                self.push(
-                    Problem::error(format!(
-                        "the route serves {}, and no `upstream` says where it leads",
-                        quote(host)
-                    ))
-                    .at(place.clone())
-                    .cure("write [upstream.NAME] with `host`, and upstream = \"NAME\" here"),
-                );
-                continue;
+        for host in route.hosts {
+            if preset.hosts.iter().all(|known| known.name != *host) {
+                targets.extend(self.other_target(route, preset, host));
             }
-            let Some(first) = preset.hosts.first() else {
-                continue;
-            };
-            let Some(upstream) = upstream.or_else(|| self.implied_upstream(&first.name, &place))
-            else {
-                continue;
-            };
-            // A host of the operator's own that the provider's software runs on is
-            // addressed as it is; any other one stands before the provider's.
-            let itself = self.upstreams[upstream].host == *host;
-            let upstream_path = upstream_path.clone().or_else(|| {
-                let own = path.as_ref()?;
-                (!itself && *own != first.path).then(|| first.path.clone())
-            });
-            targets.push(self.preset_target(
-                preset,
-                first,
-                host,
-                path.clone(),
-                upstream_path,
-                upstream,
-            ));
         }
         targets
     }
 
+    /// A host without a preset.
+    fn host_target(&mut self, route: &Addressed<'_>, host: &str) -> Option<Target> {
+        let upstream = match route.upstream {
+            Some(upstream) => upstream,
+            None if self.leads_nowhere(route, host) => return None,
+            None if route.upstream_path.is_some() => {
+                self.push(
+                    Problem::error("`upstream_path` without `upstream`")
+                        .at(route.place.clone())
+                        .cure("write upstream = \"NAME\": a path is rewritten for another host than the one that callers ask for"),
+                );
+                return None;
+            }
+            None => self.implied_upstream(host, &route.place)?,
+        };
+        Some(Target {
+            host: host.to_owned(),
+            path: route.path.clone().unwrap_or_else(|| "/".to_owned()),
+            upstream,
+            upstream_path: route.upstream_path.clone(),
+            response_head_timeout: None,
+        })
+    }
+
+    /// The hosts of the provider's own that the route serves: those that it names,
+    /// or else the one that its upstream is, or else all but those on request.
+    fn preset_hosts(
+        &mut self,
+        route: &Addressed<'_>,
+        preset: &'static Preset,
+    ) -> Vec<&'static PresetHost> {
+        let those = |wanted: &dyn Fn(&PresetHost) -> bool| {
+            preset
+                .hosts
+                .iter()
+                .filter(|host| wanted(host))
+                .collect::<Vec<_>>()
+        };
+        if !route.hosts.is_empty() {
+            return those(&|host| route.hosts.contains(&host.name));
+        }
+        let by_default = those(&|host| !host.on_request);
+        let Some(upstream) = route.upstream else {
+            return by_default;
+        };
+        let leads_to = &self.upstreams[upstream].host;
+        let same = those(&|host| host.name == *leads_to);
+        if !same.is_empty() {
+            return same;
+        }
+        let names: BTreeSet<&str> = by_default.iter().map(|host| &*host.name).collect();
+        if names.len() == 1 {
+            return by_default;
+        }
+        self.push(
+            Problem::error(format!(
+                "the preset `{}` has several hosts, and the upstream is none of them",
+                preset.name
+            ))
+            .at(route.place.clone())
+            .cure(format!(
+                "write `host`: the name that callers ask for, such as {}",
+                one_of(names)
+            )),
+        );
+        Vec::new()
+    }
+
+    /// A host that is not the provider's: it stands before the provider's first
+    /// one, or is one of the operator's own that the provider's software runs on.
+    fn other_target(
+        &mut self,
+        route: &Addressed<'_>,
+        preset: &'static Preset,
+        host: &str,
+    ) -> Option<Target> {
+        let first = preset.hosts.first()?;
+        let upstream = match route.upstream {
+            Some(upstream) => upstream,
+            None if self.leads_nowhere(route, host) => return None,
+            None => self.implied_upstream(&first.name, &route.place)?,
+        };
+        // Its own software is addressed as it is.
+        let itself = self.upstreams[upstream].host == *host;
+        let upstream_path = route.upstream_path.clone().or_else(|| {
+            let own = route.path.as_ref()?;
+            (!itself && *own != first.path).then(|| first.path.clone())
+        });
+        Some(self.preset_target(route, first, host, upstream_path, upstream))
+    }
+
+    /// A wildcard is many hosts, and an upstream is one.
+    fn leads_nowhere(&mut self, route: &Addressed<'_>, host: &str) -> bool {
+        let is_wildcard = host.starts_with("*.");
+        if is_wildcard {
+            self.push(
+                Problem::error(format!(
+                    "the route serves {}, and no `upstream` says where it leads",
+                    quote(host)
+                ))
+                .at(route.place.clone())
+                .cure("write [upstream.NAME] with `host`, and upstream = \"NAME\" here"),
+            );
+        }
+        is_wildcard
+    }
+
     fn preset_target(
         &mut self,
-        preset: &Preset,
+        route: &Addressed<'_>,
         known: &PresetHost,
         host: &str,
-        path: Option<String>,
         upstream_path: Option<String>,
         upstream: usize,
     ) -> Target {
         let section = self.upstream_sections.get(upstream).copied();
         // What the preset knows holds, unless the upstream's section says otherwise.
         if section.is_none_or(|item| item.fields.read_timeout.is_none())
-            && let Some(read_timeout) = preset.read_timeout
+            && let Some(read_timeout) = route.preset.and_then(|preset| preset.read_timeout)
         {
             let limits = &mut self.upstreams[upstream].limits;
             limits.read_timeout = limits.read_timeout.max(read_timeout);
         }
         Target {
             host: host.to_owned(),
-            path: path.unwrap_or_else(|| known.path.clone()),
+            path: route.path.clone().unwrap_or_else(|| known.path.clone()),
             upstream,
             upstream_path,
-            response_head_timeout: preset
-                .response_head_timeout
+            response_head_timeout: route
+                .preset
+                .and_then(|preset| preset.response_head_timeout)
                 .filter(|_| section.is_none_or(|item| item.fields.response_head_timeout.is_none())),
         }
     }
