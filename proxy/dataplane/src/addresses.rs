@@ -10,6 +10,7 @@ use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::rt;
+use crate::tick::Tick;
 
 /// Head start of one address over the next (RFC 8305, section 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -55,17 +56,17 @@ impl Failures {
 /// of its own, it counts as failed: it lost the race, or the time was up.
 pub struct Trial<'a> {
     failures: &'a Failures,
+    tick: &'a Tick,
     address: SocketAddr,
-    now_ms: u64,
     settled: bool,
 }
 
 impl<'a> Trial<'a> {
-    pub fn new(failures: &'a Failures, address: SocketAddr, now_ms: u64) -> Self {
+    pub fn new(failures: &'a Failures, tick: &'a Tick, address: SocketAddr) -> Self {
         Self {
             failures,
+            tick,
             address,
-            now_ms,
             settled: false,
         }
     }
@@ -79,7 +80,7 @@ impl<'a> Trial<'a> {
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
         if !self.settled {
-            self.failures.note(self.address, self.now_ms);
+            self.failures.note(self.address, self.tick.now_ms());
         }
     }
 }
@@ -125,10 +126,10 @@ pub fn order(
 pub async fn connect(
     ordered: &[SocketAddr],
     failures: &Failures,
-    now_ms: u64,
+    tick: &Tick,
 ) -> io::Result<((rt::Receiver, rt::Sender, std::os::fd::RawFd), SocketAddr)> {
     let attempt = |address: SocketAddr| async move {
-        let trial = Trial::new(failures, address, now_ms);
+        let trial = Trial::new(failures, tick, address);
         let connected = rt::connect(address).await;
         if connected.is_ok() {
             trial.succeed();

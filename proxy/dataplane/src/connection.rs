@@ -15,9 +15,9 @@ use crate::rt::{self, RawSocket};
 use crate::tls;
 use crate::transport::{Filled, Transport};
 
-/// How long a connection that was taken from the queue while draining may take
-/// to send its request.
-const FIRST_WHILE_DRAINING: Duration = Duration::from_secs(1);
+/// How long after its handshake a connection may send its first request although
+/// the core drains.
+const FIRST_GRACE: Duration = Duration::from_secs(1);
 
 /// Who is at the other end, as far as the connection tells.
 pub struct Peer {
@@ -109,22 +109,20 @@ async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, dow
     let mut is_first = true;
     loop {
         let limits = core.view().limits;
-        // Nobody connects in order to say nothing: the first request is due at once,
-        // and is served even while the core drains.
-        let arrived = if std::mem::take(&mut is_first) {
-            down.incoming()
-                .fill(if core.draining.get() {
-                    limits.head_timeout.min(FIRST_WHILE_DRAINING)
-                } else {
-                    limits.idle_timeout
-                })
-                .await
+        // A connection that was taken from the queue while draining gets its chance.
+        let grace = if std::mem::take(&mut is_first) {
+            FIRST_GRACE
         } else {
-            down.incoming().fill_idle(limits.idle_timeout).await
+            Duration::ZERO
         };
+        let arrived = down.incoming().fill_idle(limits.idle_timeout, grace).await;
         match arrived {
             Ok(Filled::Data) => {}
-            Ok(Filled::End) | Err(_) => break,
+            // An idle end is a clean one, whoever wants it.
+            Ok(Filled::End) | Err(_) => {
+                down.goodbye().await;
+                break;
+            }
         }
         // An idle connection has no desk; a pipelined request keeps it.
         let mut desk = core.take_desk();

@@ -32,6 +32,8 @@ pub struct Core {
     pub failures: Failures,
     pub ledger: Ledger,
     pub draining: Cell<bool>,
+    /// A task that the core cannot do without has panicked.
+    pub broken: Cell<bool>,
     /// A random number of this process, so that request ids differ between instances.
     pub instance: u64,
     requests: Cell<u64>,
@@ -73,6 +75,7 @@ impl Core {
             failures: Failures::default(),
             ledger,
             draining: Cell::new(false),
+            broken: Cell::new(false),
             instance,
             requests: Cell::new(0),
             view: RefCell::new(Rc::new(Arc::clone(snapshots.get()))),

@@ -20,7 +20,7 @@ use crate::connection::Peer;
 use crate::core::{Core, Desk};
 use crate::forward::{self, Sent};
 use crate::ledger::Draft;
-use crate::pool::{self, Lease, LeaseError};
+use crate::pool::{self, Lease, LeaseError, Purpose};
 use crate::relay::{Body, BodyError, BodyReader, BodyWriter};
 use crate::respond::{self, Problem};
 use crate::transport::{Filled, Incoming, Outgoing, Transport};
@@ -33,6 +33,9 @@ const INFORMATIONAL_MAX: usize = 16;
 /// clients send it right behind the head, and a request that is at hand whole is
 /// one message to the upstream and can be sent again. Larger ones stream.
 const GATHER_BYTES_MAX: u64 = 16 * 1024;
+
+/// How long an upstream that takes no more of a request may take to say why.
+const ANSWER_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// What becomes of the caller's connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,6 +107,18 @@ pub async fn run(
         }
     };
     let mut rest = Rest::of(framing, desk.request.rest().len());
+    if let BodyFraming::Length(length) = framing
+        && length <= GATHER_BYTES_MAX
+        && !desk.request.expects_continue()
+    {
+        match exchange.gather(desk, length as usize).await {
+            Ok(()) => rest = Rest::AtHand(length as usize),
+            Err(failed) => return exchange.fail(desk, failed, rest).await,
+        }
+    }
+    // Decided after the wait, and by what is in force now.
+    let view = core.view();
+    draft.borrow_mut().view = Some(Rc::clone(&view));
     let permit = match view.authorize(&peer.listener, &peer.caller(), &desk.request) {
         Verdict::Allow(permit) => permit,
         Verdict::Deny(denial) => {
@@ -121,15 +136,6 @@ pub async fn run(
     // The place comes before the key: what cannot be recorded does not happen.
     if route.audit_required && !core.ledger.reserve(&mut draft.borrow_mut()) {
         return exchange.refuse(desk, &AUDIT_UNAVAILABLE, rest).await;
-    }
-    if let BodyFraming::Length(length) = framing
-        && length <= GATHER_BYTES_MAX
-        && !desk.request.expects_continue()
-    {
-        match exchange.gather(desk, length as usize).await {
-            Ok(()) => rest = Rest::AtHand(length as usize),
-            Err(failed) => return exchange.fail(desk, failed, rest).await,
-        }
     }
     let next = exchange.proxy(desk, &permit, framing, rest).await;
     core.ledger
@@ -306,7 +312,12 @@ impl Exchange<'_> {
         self.core.count(Counter::exchanges_answered_here);
         let head_is_good = !desk.request.bytes().is_empty();
         let (consumed, persists) = match rest {
-            Rest::AtHand(length) if head_is_good && desk.request.keep_alive() => {
+            // A caller of HTTP/1.0 would have to be told that it stays open.
+            Rest::AtHand(length)
+                if head_is_good
+                    && desk.request.keep_alive()
+                    && desk.request.version() == Version::Http11 =>
+            {
                 (length, !self.core.draining.get())
             }
             _ => (usize::MAX, false),
@@ -343,11 +354,17 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits for a short body.
+    /// Waits for a short body, as long as for a head.
     async fn gather(&mut self, desk: &mut Desk, length: usize) -> Result<(), Failed> {
+        let limit = self.core.view().limits.head_timeout;
+        let begun_ms = self.core.tick.now_ms();
         let mut incoming = self.down.incoming();
         while desk.request.rest().len() < length {
-            match incoming.fill(self.write_timeout).await {
+            let spent = self.core.tick.now_ms().saturating_sub(begun_ms);
+            match incoming
+                .fill(limit.saturating_sub(Duration::from_millis(spent)))
+                .await
+            {
                 Ok(Filled::Data) => incoming.take(|chunk| {
                     desk.request.buffer().extend_from_slice(chunk);
                     (chunk.len(), ())
@@ -370,8 +387,13 @@ impl Exchange<'_> {
         let core = self.core;
         let mut tried_again = false;
         loop {
+            let purpose = if tried_again {
+                Purpose::SecondTry
+            } else {
+                Purpose::Request
+            };
             let asked = Instant::now();
-            let leased = pool::lease(core, permit.pool_key(), permit.upstream(), tried_again).await;
+            let leased = pool::lease(core, permit.pool_key(), permit.upstream(), purpose).await;
             self.draft.borrow_mut().upstream_wait += asked.elapsed();
             let mut lease = match leased {
                 Ok(lease) => lease,
@@ -452,7 +474,11 @@ impl Exchange<'_> {
             });
         }
         // An upstream that takes no more may have said why: its answer is read.
-        let uploaded = Cell::new((sent == Sent::Whole).then(|| self.core.tick.now_ms()));
+        let now_ms = self.core.tick.now_ms();
+        let uploaded = Cell::new(match sent {
+            Sent::Whole => Upload::Whole(now_ms),
+            Sent::Partly | Sent::Nothing => Upload::Failed(now_ms),
+        });
         self.draft.borrow_mut().bytes_in = length as u64;
         self.consumed = length;
         Answer {
@@ -493,7 +519,7 @@ impl Exchange<'_> {
         let (mut up_in, mut up_out) = lease.connection().split();
         let (mut down_in, mut down_out) = self.down.split();
         let limits = &permit.upstream().limits;
-        let uploaded = Cell::new(None);
+        let uploaded = Cell::new(Upload::UnderWay);
         let awaiting = Cell::new(true);
         let route = permit.route();
         let mut body = Body {
@@ -507,6 +533,7 @@ impl Exchange<'_> {
             bytes_max: route.body_bytes_max,
             strip_trailers: &route.strip_fields,
             scrubber: None,
+            hits: 0,
         };
         let mut at_hand = Vec::new();
         let consumed = match body.copy_into(request.rest(), &mut at_hand) {
@@ -543,12 +570,17 @@ impl Exchange<'_> {
                 let carried = body
                     .carry(&mut down_in, &mut up_out, read_timeout, limits.read_timeout)
                     .await;
+                let now_ms = core.tick.now_ms();
+                let mut due = permit.response_head_timeout();
                 if carried.is_ok() {
-                    uploaded.set(Some(core.tick.now_ms()));
+                    uploaded.set(Upload::Whole(now_ms));
+                } else {
+                    uploaded.set(Upload::Failed(now_ms));
+                    due = due.min(ANSWER_AFTER_FAILURE);
                 }
                 if awaiting.get() {
                     // The time for the answer's head runs from the request's end.
-                    up_out.peer_must_answer_within(permit.response_head_timeout());
+                    up_out.peer_must_answer_within(due);
                 }
                 carried
             };
@@ -649,6 +681,17 @@ fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
     }
 }
 
+/// How far a request's way to the upstream is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Upload {
+    /// More is to come.
+    UnderWay,
+    /// It went out whole, at this time of the core's clock.
+    Whole(u64),
+    /// The upstream takes no more, since this time; perhaps it says why.
+    Failed(u64),
+}
+
 /// The way of an answer from the upstream to the caller.
 struct Answer<'a, 's> {
     core: &'a Core,
@@ -661,8 +704,8 @@ struct Answer<'a, 's> {
     keep_alive: bool,
     expects_continue: bool,
     upgrade: Option<&'a str>,
-    /// When the request had gone out whole, by the core's clock.
-    uploaded: &'a Cell<Option<u64>>,
+    /// When the request had gone out, by the core's clock, and how.
+    uploaded: &'a Cell<Upload>,
     /// Whether nothing was passed on yet.
     awaiting: &'a Cell<bool>,
     write_timeout: Duration,
@@ -699,7 +742,7 @@ impl Answer<'_, '_> {
         };
         let down_persists = self.keep_alive
             && !ends_with_connection
-            && self.uploaded.get().is_some()
+            && matches!(self.uploaded.get(), Upload::Whole(_))
             && !self.core.draining.get();
         let hits = rewrite::response(
             response,
@@ -729,6 +772,7 @@ impl Answer<'_, '_> {
             bytes_max: u64::MAX,
             strip_trailers: &self.permit.route().strip_fields,
             scrubber: self.permit.credential().map(policy::Credential::scrubber),
+            hits: 0,
         };
         let mut first = self.core.buffers.take_send();
         let used = if upgraded {
@@ -754,17 +798,21 @@ impl Answer<'_, '_> {
         let read_timeout = self.permit.upstream().limits.read_timeout;
         let carried = body.carry(up, down, read_timeout, self.write_timeout).await;
         self.draft.borrow_mut().bytes_out = body.bytes;
+        self.note_hits(body.hits);
         match carried {
             Ok(()) => Ok(Answered {
                 up_reusable: response.keep_alive()
                     && !upgraded
                     && !leftover
                     && framing != BodyFraming::UntilClose
-                    && self.uploaded.get().is_some(),
+                    && matches!(self.uploaded.get(), Upload::Whole(_)),
                 down_persists: down_persists && !upgraded,
-                uploaded: self.uploaded.get().is_some(),
+                uploaded: matches!(self.uploaded.get(), Upload::Whole(_)),
                 upgraded,
             }),
+            Err(BodyError::Sink) if down.is_late() => {
+                Err(Failed::Cut(Refuser::Caller, "caller_write_timeout"))
+            }
             Err(BodyError::Sink) => Err(Failed::Abandoned),
             Err(BodyError::Source(error)) => Err(self.or_abandoned(
                 Failed::Cut(
@@ -858,15 +906,15 @@ impl Answer<'_, '_> {
                 }
             }
             // While the request is still going out the answer is not due.
+            let within = self.permit.response_head_timeout();
+            let left = |since_ms: u64, within: Duration| {
+                let spent = self.core.tick.now_ms().saturating_sub(since_ms);
+                within.saturating_sub(Duration::from_millis(spent))
+            };
             let limit = match self.uploaded.get() {
-                Some(uploaded_ms) => {
-                    let since_ms = begun_ms.max(uploaded_ms);
-                    let spent = self.core.tick.now_ms().saturating_sub(since_ms);
-                    self.permit
-                        .response_head_timeout()
-                        .saturating_sub(Duration::from_millis(spent))
-                }
-                None => Duration::MAX,
+                Upload::UnderWay => Duration::MAX,
+                Upload::Whole(ms) => left(begun_ms.max(ms), within),
+                Upload::Failed(ms) => left(ms, within.min(ANSWER_AFTER_FAILURE)),
             };
             match up.fill(limit).await {
                 Ok(Filled::Data) => up.take(|chunk| {

@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use handoff::Counter;
 use policy::verdict::PoolKey;
@@ -19,6 +18,10 @@ use crate::transport::Transport;
 
 /// How long a pool stays warm after its last use.
 const WARM_MS: u64 = 600_000;
+
+/// Pauses between attempts to warm a pool whose upstream does not answer.
+const WARM_PAUSE_MS_MIN: u64 = 1_000;
+const WARM_PAUSE_MS_MAX: u64 = 60_000;
 
 /// Idle connections by [`PoolKey`]. Connections of one key are never lent for another.
 #[derive(Default)]
@@ -37,6 +40,9 @@ struct Bucket {
     /// The upstream as it was last used, for keeping connections warm.
     upstream: Option<Arc<Upstream>>,
     warming: bool,
+    /// Pause after an attempt to warm it that failed, doubled by each.
+    warm_pause_ms: u64,
+    warm_after_ms: u64,
 }
 
 struct Idle {
@@ -157,6 +163,7 @@ impl ConnectionPool {
                 continue;
             };
             if !bucket.warming
+                && now_ms >= bucket.warm_after_ms
                 && bucket.idle.len() < upstream.limits.idle_min
                 // Lent connections come back; they count.
                 && bucket.open < upstream.limits.idle_min
@@ -169,9 +176,15 @@ impl ConnectionPool {
         cold
     }
 
-    fn warmed(&self, key: PoolKey) {
+    fn warmed(&self, key: PoolKey, well: bool, now_ms: u64) {
         if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
             bucket.warming = false;
+            bucket.warm_pause_ms = if well {
+                0
+            } else {
+                (bucket.warm_pause_ms * 2).clamp(WARM_PAUSE_MS_MIN, WARM_PAUSE_MS_MAX)
+            };
+            bucket.warm_after_ms = now_ms + bucket.warm_pause_ms;
         }
     }
 
@@ -182,20 +195,32 @@ impl ConnectionPool {
     }
 }
 
+/// What a connection is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A request.
+    Request,
+    /// A request's second try: a new connection, since the idle one was closed.
+    SecondTry,
+    /// Keeping the pool warm: a new connection, and no use of the pool.
+    Warmth,
+}
+
 /// Lends a connection: an idle one that is as it was left, or else a new one.
 ///
-/// `fresh` insists on a new one, for a second try.
 pub async fn lease(
     core: &Rc<Core>,
     key: PoolKey,
     upstream: &Arc<Upstream>,
-    fresh: bool,
+    purpose: Purpose,
 ) -> Result<Lease, LeaseError> {
     let now_ms = core.tick.now_ms();
     let turn = {
         let mut buckets = core.pool.buckets.borrow_mut();
         let bucket = buckets.entry(key).or_default();
-        bucket.last_used_ms = now_ms;
+        if purpose != Purpose::Warmth {
+            bucket.last_used_ms = now_ms;
+        }
         if bucket
             .upstream
             .as_ref()
@@ -203,7 +228,9 @@ pub async fn lease(
         {
             bucket.upstream = Some(Arc::clone(upstream));
         }
-        while !fresh && let Some(mut idle) = bucket.idle.pop_back() {
+        while purpose == Purpose::Request
+            && let Some(mut idle) = bucket.idle.pop_back()
+        {
             idle.connection.watch().unwatch();
             if idle.connection.is_still_idle() {
                 core.count(Counter::upstream_reuses);
@@ -279,7 +306,7 @@ async fn open(
     let now_ms = core.tick.now_ms();
     let mut ordered = addresses::order(known, &core.failures, now_ms, turn);
     loop {
-        let (socket, address) = addresses::connect(&ordered, &core.failures, now_ms)
+        let (socket, address) = addresses::connect(&ordered, &core.failures, &core.tick)
             .await
             .map_err(LeaseError::Connect)?;
         let session =
@@ -287,8 +314,17 @@ async fn open(
                 .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
         let mut connection = Transport::new(socket, &core.tick, &core.buffers);
         connection.start_tls(session.into());
-        let trial = addresses::Trial::new(&core.failures, address, now_ms);
-        match connection.handshake().await {
+        let trial = addresses::Trial::new(&core.failures, &core.tick, address);
+        // One address alone may not use up the time of all.
+        let limit = if ordered.len() > 1 {
+            upstream.limits.connect_timeout / 2
+        } else {
+            upstream.limits.connect_timeout
+        };
+        let shaken = rt::timeout(limit, connection.handshake())
+            .await
+            .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
+        match shaken {
             Ok(()) => {
                 trial.succeed();
                 return Ok((connection, address));
@@ -307,34 +343,16 @@ pub fn keep_warm(core: &Rc<Core>) {
     for (key, upstream) in core.pool.cold(core.tick.now_ms()) {
         let core = Rc::clone(core);
         rt::spawn(async move {
-            if let Ok(lease) = lease_unused(&core, key, &upstream).await {
-                lease.give_back(&upstream);
-            } else {
-                // Not again before the sweep after next second.
-                rt::sleep(Duration::from_secs(1)).await;
-            }
-            core.pool.warmed(key);
+            let warmed = match lease(&core, key, &upstream, Purpose::Warmth).await {
+                Ok(lease) => {
+                    lease.give_back(&upstream);
+                    true
+                }
+                Err(_) => false,
+            };
+            core.pool.warmed(key, warmed, core.tick.now_ms());
         });
     }
-}
-
-/// A new connection that does not count as a use of the pool.
-async fn lease_unused(
-    core: &Rc<Core>,
-    key: PoolKey,
-    upstream: &Arc<Upstream>,
-) -> Result<Lease, LeaseError> {
-    let used = core
-        .pool
-        .buckets
-        .borrow()
-        .get(&key)
-        .map_or(0, |bucket| bucket.last_used_ms);
-    let lease = lease(core, key, upstream, true).await;
-    if let Some(bucket) = core.pool.buckets.borrow_mut().get_mut(&key) {
-        bucket.last_used_ms = bucket.last_used_ms.min(used);
-    }
-    lease
 }
 
 impl Lease {

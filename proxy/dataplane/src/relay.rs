@@ -13,7 +13,14 @@ use wire::framing::BodyFraming;
 use wire::names::NameSet;
 use wire::scrub::Scrubber;
 
+use crate::rt;
 use crate::transport::{Filled, Incoming, Outgoing, SEND_PENDING_BYTES};
+
+/// After so many flushes a body lets other tasks of its core run.
+pub const FLUSHES_PER_TURN: u32 = 16;
+
+/// Bytes that a record and a chunk header add, at most, to what is pending.
+const OVERHEAD_BYTES: usize = 64;
 
 /// Reads a body out of its framing.
 #[derive(Debug)]
@@ -60,6 +67,8 @@ pub struct Body<'r> {
     pub bytes_max: u64,
     /// Trailer fields that are dropped, besides those that never pass.
     pub strip_trailers: &'r NameSet,
+    /// Times that it was found.
+    pub hits: usize,
     /// Searched for in trailers: those with a hit are dropped, all of them.
     pub scrubber: Option<&'r Scrubber>,
 }
@@ -139,18 +148,21 @@ impl Body<'_> {
     }
 
     /// The framing's own end.
-    fn end_into(&self, out: &mut Vec<u8>) {
-        if self.writer == BodyWriter::Chunked {
-            out.extend_from_slice(wire::chunked::LAST_CHUNK);
-            if let BodyReader::Chunked(decoder) = &self.reader
-                && self
-                    .scrubber
-                    .is_none_or(|scrubber| scrubber.find(decoder.trailers()).is_none())
-            {
-                wire::rewrite::trailers(decoder.trailers(), self.strip_trailers, out);
-            }
-            out.extend_from_slice(b"\r\n");
+    fn end_into(&mut self, out: &mut Vec<u8>) {
+        if self.writer != BodyWriter::Chunked {
+            return;
         }
+        out.extend_from_slice(wire::chunked::LAST_CHUNK);
+        if let BodyReader::Chunked(decoder) = &self.reader {
+            let found = self
+                .scrubber
+                .and_then(|scrubber| scrubber.find(decoder.trailers()));
+            match found {
+                Some(_) => self.hits += 1,
+                None => wire::rewrite::trailers(decoder.trailers(), self.strip_trailers, out),
+            }
+        }
+        out.extend_from_slice(b"\r\n");
     }
 
     fn count(&mut self, n: usize) -> Result<(), BodyError> {
@@ -170,6 +182,7 @@ impl Body<'_> {
         write_timeout: Duration,
     ) -> Result<(), BodyError> {
         let mut pending = 0;
+        let mut flushes = 0u32;
         if self.reader.is_done() {
             return to.flush(write_timeout).await.map_err(|_| BodyError::Sink);
         }
@@ -180,6 +193,10 @@ impl Body<'_> {
                     // Nothing more at hand: what there is must not wait.
                     to.flush(write_timeout).await.map_err(|_| BodyError::Sink)?;
                     pending = 0;
+                    flushes += 1;
+                    if flushes.is_multiple_of(FLUSHES_PER_TURN) {
+                        rt::yield_now().await;
+                    }
                     from.fill(read_timeout).await.map_err(BodyError::Source)?
                 }
             };
@@ -213,37 +230,51 @@ impl Body<'_> {
     }
 
     /// One piece of input, straight from where it was decrypted to where it is
-    /// encrypted. Returns how much was used, and how much was written.
+    /// encrypted, as one chunk and one record whatever its own chunks were. Returns
+    /// how much was used, and how much was written.
     fn pass(&mut self, input: &[u8], to: &mut Outgoing<'_>) -> (usize, Result<usize, BodyError>) {
         let mut used = 0;
-        let mut written = 0;
-        while used < input.len() && !self.reader.is_done() {
-            let (n, data) = match self.reader.read(&input[used..]) {
+        let mut data: [&[u8]; PARTS_MAX] = [&[]; PARTS_MAX];
+        let mut parts = 0;
+        let mut bytes = 0;
+        while used < input.len() && !self.reader.is_done() && parts < PARTS_MAX {
+            let (n, range) = match self.reader.read(&input[used..]) {
                 Ok(read) => read,
                 Err(_) => return (used, Err(BodyError::Framing)),
             };
-            let data = &input[used..][data];
-            used += n;
-            if !data.is_empty() {
-                if let Err(error) = self.count(data.len()) {
-                    return (used, Err(error));
-                }
-                let sent = match self.writer {
-                    BodyWriter::Plain => to.write(&[data]),
-                    BodyWriter::Chunked => {
-                        let mut header = [0; 18];
-                        to.write(&[chunk_header(data.len(), &mut header), data, b"\r\n"])
-                    }
-                };
-                if sent.is_err() {
-                    return (used, Err(BodyError::Sink));
-                }
-                written += data.len();
+            if !range.is_empty() {
+                data[parts] = &input[used..][range];
+                bytes += data[parts].len();
+                parts += 1;
             }
+            used += n;
             if n == 0 {
                 break;
             }
         }
-        (used, Ok(written))
+        if bytes == 0 {
+            return (used, Ok(0));
+        }
+        if let Err(error) = self.count(bytes) {
+            return (used, Err(error));
+        }
+        let sent = match self.writer {
+            BodyWriter::Plain => to.write(&data[..parts]),
+            BodyWriter::Chunked => {
+                let mut header = [0; 18];
+                let mut slices: [&[u8]; PARTS_MAX + 2] = [&[]; PARTS_MAX + 2];
+                slices[0] = chunk_header(bytes, &mut header);
+                slices[1..=parts].copy_from_slice(&data[..parts]);
+                slices[parts + 1] = b"\r\n";
+                to.write(&slices[..parts + 2])
+            }
+        };
+        match sent {
+            Ok(()) => (used, Ok(bytes + OVERHEAD_BYTES)),
+            Err(_) => (used, Err(BodyError::Sink)),
+        }
     }
 }
+
+/// Chunks of the source that are put into one of ours.
+const PARTS_MAX: usize = 30;

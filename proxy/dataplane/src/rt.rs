@@ -186,6 +186,31 @@ pub fn spawn<F: Future<Output = ()> + 'static>(task: F) {
     }));
 }
 
+/// Starts a task that the core cannot do without. Should it panic, `lost` is
+/// called: the process ends then, and its service manager starts it anew.
+pub fn spawn_vital<F: Future<Output = ()> + 'static>(task: F, lost: impl FnOnce() + 'static) {
+    let task = std::panic::AssertUnwindSafe(task);
+    drop(monoio::spawn(async move {
+        if futures_util::FutureExt::catch_unwind(task).await.is_err() {
+            lost();
+        }
+    }));
+}
+
+/// Lets the core's other tasks run. A loop whose operations complete at once, as
+/// they may on epoll, would otherwise keep the core to itself.
+pub async fn yield_now() {
+    let mut yielded = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut yielded, true) {
+            return std::task::Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        std::task::Poll::Pending
+    })
+    .await;
+}
+
 /// Waits; resolution 1 ms.
 pub async fn sleep(duration: Duration) {
     monoio::time::sleep(duration).await;

@@ -64,8 +64,9 @@ pub struct Slot {
     hung_up: Cell<bool>,
     /// Since when a receive with a buffer waits; `NEVER` is not at all.
     waiting_since: Cell<u64>,
-    /// Whether it waits for a next request: then draining ends it.
-    idle: Cell<bool>,
+    /// From when on draining may end it, because it waits for a request; `NEVER`
+    /// while an exchange is under way.
+    idle_from: Cell<u64>,
     stop: Stop,
     /// The other side of the exchange, cut when this one hangs up.
     partner: RefCell<Weak<Slot>>,
@@ -107,7 +108,7 @@ impl Tick {
             watched_since: Cell::new(NEVER),
             hung_up: Cell::new(false),
             waiting_since: Cell::new(NEVER),
-            idle: Cell::new(false),
+            idle_from: Cell::new(NEVER),
             stop,
             partner: RefCell::new(Weak::new()),
         });
@@ -150,7 +151,7 @@ impl Tick {
                 slot.send_late.set(true);
                 rt::cut(slot.fd, false);
             }
-            if draining && slot.idle.get() {
+            if draining && slot.idle_from.get() <= now {
                 rt::cut(slot.fd, true);
             } else if now.saturating_sub(slot.waiting_since.get()) >= COLD_AFTER_MS {
                 slot.waiting_since.set(NEVER);
@@ -241,9 +242,18 @@ impl Registration {
         self.slot.hung_up.get()
     }
 
-    /// Whether the connection waits for a next request.
-    pub fn idle(&self, is_idle: bool) {
-        self.slot.idle.set(is_idle);
+    /// The connection waits for a request: after `grace` draining may end it.
+    pub fn idle(&self, grace: Duration) {
+        self.slot.idle_from.set(if grace.is_zero() {
+            self.tick.now_ms.get()
+        } else {
+            self.tick.due(grace)
+        });
+    }
+
+    /// It does not wait for a request any more.
+    pub fn busy(&self) {
+        self.slot.idle_from.set(NEVER);
     }
 
     /// A receive waits with a buffer in hand: after a while the sweep stops it, so

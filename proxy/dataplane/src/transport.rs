@@ -21,6 +21,9 @@ use crate::tick::{Registration, Tick};
 /// Encrypted bytes that may wait to be sent before a relay flushes them.
 pub const SEND_PENDING_BYTES: usize = 128 * 1024;
 
+/// Messages of at most so many slices are written without an allocation.
+const SLICES_ON_STACK: usize = 32;
+
 /// A connected socket with what was received and not yet used.
 pub struct Transport {
     // Dropped first: the sweep must not touch a descriptor that is closed.
@@ -46,6 +49,9 @@ struct Inner {
     cut_short: bool,
     /// Bytes that the kernel has taken, of whatever kind.
     bytes_sent: u64,
+    /// A send is under way. Left behind by a send that was dropped: nobody knows
+    /// how much of it has left, so nothing may follow it.
+    sending: bool,
 }
 
 /// How a wait for bytes ended.
@@ -77,6 +83,7 @@ impl Transport {
                 ended: false,
                 cut_short: false,
                 bytes_sent: 0,
+                sending: false,
             }),
             buffers: Rc::clone(buffers),
         }
@@ -182,6 +189,7 @@ impl Transport {
                 continue;
             }
             if !handshaking {
+                incoming.release();
                 return Ok(());
             }
             if !incoming.inner.borrow().has_input() && incoming.recv_once().await? == Filled::End {
@@ -236,8 +244,10 @@ impl Transport {
                         && !inner.ended
                         && !inner.has_plaintext()
                         && inner.inbox_at == inner.inbox.len();
-                    inner.inbox_at = 0;
                     std::mem::swap(&mut inner.inbox, &mut buffer);
+                    // What is back in its place was used up before (`has_input` said
+                    // so): reading it again would break the session.
+                    inner.inbox_at = inner.inbox.len();
                     quiet
                 };
                 self.buffers.give_recv(buffer);
@@ -332,15 +342,15 @@ impl Incoming<'_> {
         filled
     }
 
-    /// Like [`fill`](Self::fill), for the pause between two requests: draining
-    /// ends it.
-    pub async fn fill_idle(&mut self, limit: Duration) -> io::Result<Filled> {
+    /// Like [`fill`](Self::fill), for the pause before a request: draining ends it
+    /// once `grace` is over.
+    pub async fn fill_idle(&mut self, limit: Duration, grace: Duration) -> io::Result<Filled> {
         if let Some(filled) = self.ready()? {
             return Ok(filled);
         }
-        self.watch.idle(true);
+        self.watch.idle(grace);
         let filled = self.fill(limit).await;
-        self.watch.idle(false);
+        self.watch.busy();
         filled
     }
 
@@ -435,6 +445,15 @@ impl Incoming<'_> {
         result
     }
 
+    /// Gives a buffer back that is used up.
+    fn release(&mut self) {
+        let mut inner = self.inner.borrow_mut();
+        if !inner.has_input() && inner.inbox.capacity() > 0 {
+            inner.inbox_at = 0;
+            self.buffers.give_recv(std::mem::take(&mut inner.inbox));
+        }
+    }
+
     /// Whether clear text waits that nobody has looked at.
     pub fn has_leftover(&mut self) -> bool {
         let mut inner = self.inner.borrow_mut();
@@ -467,10 +486,20 @@ impl Outgoing<'_> {
             }
             Some(tls) => {
                 let total: usize = slices.iter().map(|slice| slice.len()).sum();
-                let list: Vec<IoSlice<'_>> =
-                    slices.iter().map(|slice| IoSlice::new(slice)).collect();
+                // On the stack for any ordinary head.
+                let mut few = [IoSlice::new(&[]); SLICES_ON_STACK];
+                let many: Vec<IoSlice<'_>>;
+                let list = if slices.len() <= SLICES_ON_STACK {
+                    for (place, slice) in few.iter_mut().zip(slices) {
+                        *place = IoSlice::new(slice);
+                    }
+                    &few[..slices.len()]
+                } else {
+                    many = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+                    &many[..]
+                };
                 // No limit is set on the session, so it takes all of it.
-                let written = tls.writer().write_vectored(&list)?;
+                let written = tls.writer().write_vectored(list)?;
                 debug_assert_eq!(written, total);
                 if written == total {
                     Ok(())
@@ -523,9 +552,15 @@ impl Outgoing<'_> {
                 self.buffers.give_send(buffer);
                 return Ok(());
             }
+            if std::mem::replace(&mut self.inner.borrow_mut().sending, true) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             let (sent, bytes, buffer) = self.sender.send(buffer).await;
             self.buffers.give_send(buffer);
-            self.inner.borrow_mut().bytes_sent += bytes as u64;
+            let mut inner = self.inner.borrow_mut();
+            inner.sending = false;
+            inner.bytes_sent += bytes as u64;
+            drop(inner);
             sent?;
         }
     }
@@ -539,6 +574,11 @@ impl Outgoing<'_> {
     /// in flight when the time begins to run.
     pub fn peer_must_answer_within(&self, limit: Duration) {
         self.watch.recv_within(limit);
+    }
+
+    /// Whether the socket was cut because a send took too long.
+    pub fn is_late(&self) -> bool {
+        self.watch.is_send_late()
     }
 
     /// Whether the peer was found to have hung up.

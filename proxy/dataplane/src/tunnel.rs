@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use futures_util::future::{Either, select};
 
+use crate::relay::FLUSHES_PER_TURN;
+use crate::rt;
 use crate::transport::{Filled, Incoming, Outgoing, SEND_PENDING_BYTES, Transport};
 
-/// A tunnel in which nothing moves for so long is closed, both ways counted apart.
+/// A tunnel in which nothing moves for so long, either way, is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What went through.
@@ -54,12 +56,17 @@ async fn carry(
     bytes: &mut u64,
 ) -> io::Result<()> {
     let mut pending = 0;
+    let mut flushes = 0u32;
     loop {
         let ready = match from.ready()? {
             Some(ready) => ready,
             None => {
                 to.flush(write_timeout).await?;
                 pending = 0;
+                flushes += 1;
+                if flushes.is_multiple_of(FLUSHES_PER_TURN) {
+                    rt::yield_now().await;
+                }
                 from.fill(IDLE_TIMEOUT).await?
             }
         };
@@ -68,6 +75,8 @@ async fn carry(
         }
         let n = from.take(|chunk| (chunk.len(), to.write(&[chunk]).map(|()| chunk.len())))?;
         *bytes += n as u64;
+        // Movement one way keeps both ways open.
+        to.peer_must_answer_within(IDLE_TIMEOUT);
         pending += n;
         if pending >= SEND_PENDING_BYTES {
             to.flush(write_timeout).await?;

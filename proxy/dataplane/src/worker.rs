@@ -204,10 +204,14 @@ impl Worker {
                         Arc::clone(&self.names),
                     );
                     let accepting = Rc::clone(&accepting);
-                    rt::spawn(async move {
-                        listener::accept(core, cores, names, index as u32, listener).await;
-                        accepting.set(accepting.get() - 1);
-                    });
+                    let broken = Rc::clone(&core);
+                    rt::spawn_vital(
+                        async move {
+                            listener::accept(core, cores, names, index as u32, listener).await;
+                            accepting.set(accepting.get() - 1);
+                        },
+                        move || broken.broken.set(true),
+                    );
                 }
                 Err(error) => {
                     let _ = ready.send(Err(RuntimeError::Epoll(error)));
@@ -217,12 +221,13 @@ impl Worker {
         }
         let load = Arc::clone(&self.cores);
         match Hatch::new(self.opening, kind) {
-            Ok(hatch) => rt::spawn(listener::take_in(
-                Rc::clone(&core),
-                self.cores,
-                self.names,
-                hatch,
-            )),
+            Ok(hatch) => {
+                let broken = Rc::clone(&core);
+                rt::spawn_vital(
+                    listener::take_in(Rc::clone(&core), self.cores, self.names, hatch),
+                    move || broken.broken.set(true),
+                );
+            }
             Err(error) => {
                 let _ = ready.send(Err(RuntimeError::Epoll(error)));
                 return;
@@ -232,6 +237,10 @@ impl Worker {
         drop(ready);
         loop {
             rt::sleep(tick::PERIOD).await;
+            assert!(
+                !core.broken.get(),
+                "a task that accepts connections has panicked"
+            );
             let phase = self.lifecycle.phase();
             core.on_tick(phase >= Phase::Draining);
             match phase {

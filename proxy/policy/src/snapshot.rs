@@ -317,7 +317,10 @@ impl Snapshot {
         // Some APIs let a header or a parameter name another method than the request
         // line does. What that method may not do, this request may not do either.
         let overrides = method_overrides(head);
-        if overrides.iter().any(|other| host.route(path, other) != found) {
+        if overrides
+            .iter()
+            .any(|other| host.route(path, other) != found)
+        {
             return Err(Denial::AMBIGUOUS_METHOD);
         }
         // Another reading that leads elsewhere means that we and the upstream may
@@ -359,7 +362,7 @@ impl Snapshot {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
         let refuses = |endpoint: &Endpoint| {
-            endpoint.serves(method)
+            (endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other)))
                 && (endpoint.covers(&path) || others.iter().any(|other| endpoint.covers(other)))
         };
         if route.refused.iter().any(refuses) {
@@ -413,10 +416,17 @@ impl Snapshot {
 
 /// Where APIs look for another method: header fields and query parameters of
 /// Google's APIs, Rails, Laravel, Spring, Express and OData.
-const METHOD_OVERRIDE_FIELDS: [&str; 3] =
-    ["x-http-method-override", "x-http-method", "x-method-override"];
-const METHOD_OVERRIDE_PARAMS: [&str; 4] =
-    ["_method", "$httpmethod", "x-http-method-override", "_httpmethod"];
+const METHOD_OVERRIDE_FIELDS: [&str; 3] = [
+    "x-http-method-override",
+    "x-http-method",
+    "x-method-override",
+];
+const METHOD_OVERRIDE_PARAMS: [&str; 4] = [
+    "_method",
+    "$httpmethod",
+    "x-http-method-override",
+    "_httpmethod",
+];
 
 /// Methods that the request names beside its own, in upper case. Empty, and
 /// without an allocation, for the ordinary request.
@@ -438,10 +448,12 @@ fn method_overrides(head: &RequestHead) -> Vec<String> {
         }
     }
     if let Some(query) = head.query()
-        && query.windows(6).any(|six| six.eq_ignore_ascii_case(b"method"))
+        && query
+            .windows(6)
+            .any(|six| six.eq_ignore_ascii_case(b"method"))
     {
         for param in wire::target::params(query) {
-            let name = crate::route::percent_decode(&query[param.name.clone()]);
+            let name = percent_decode(&query[param.name.clone()]);
             if METHOD_OVERRIDE_PARAMS
                 .iter()
                 .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
@@ -449,18 +461,40 @@ fn method_overrides(head: &RequestHead) -> Vec<String> {
                 let value = query[param.name.end..param.whole.end]
                     .strip_prefix(b"=")
                     .unwrap_or_default();
-                note(&crate::route::percent_decode(value));
+                note(&percent_decode(value));
             }
         }
     }
     found
 }
 
+fn percent_decode(bytes: &[u8]) -> Vec<u8> {
+    let hex = |byte: Option<&u8>| byte.and_then(|&byte| char::from(byte).to_digit(16));
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        if bytes[at] == b'%'
+            && let (Some(high), Some(low)) = (hex(bytes.get(at + 1)), hex(bytes.get(at + 2)))
+        {
+            decoded.push((high * 16 + low) as u8);
+            at += 3;
+        } else {
+            decoded.push(bytes[at]);
+            at += 1;
+        }
+    }
+    decoded
+}
+
 /// Equality of header names without case, and with `_` for `-`.
 fn same_name(name: &[u8], known: &[u8]) -> bool {
     name.len() == known.len()
         && name.iter().zip(known).all(|(&one, &other)| {
-            let one = if one == b'_' { b'-' } else { one.to_ascii_lowercase() };
+            let one = if one == b'_' {
+                b'-'
+            } else {
+                one.to_ascii_lowercase()
+            };
             one == other
         })
 }
