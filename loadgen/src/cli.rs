@@ -16,6 +16,7 @@ use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
 use crate::target::{RequestParts, StatusSet, Target, Url, render};
 use crate::tls::{self, Trust};
+use crate::watch::Watched;
 
 /// Drives HTTP/1.1 servers at a constant rate and says how long answers took, counted from when
 /// each request was due.
@@ -141,6 +142,10 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
     pub driver: DriverChoice,
 
+    /// Report the CPU time of this process too, under this name; processes of one name add up
+    #[arg(long, value_name = "NAME=PID", value_parser = watched)]
+    pub watch: Vec<Watched>,
+
     /// Seed of Poisson arrivals and of resampling
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
@@ -241,6 +246,7 @@ impl Args {
             driver: self.driver,
             lag_bound: self.lag_bound,
             seed: self.seed,
+            watched: self.watch.clone(),
         };
         Ok((plan, gates))
     }
@@ -480,6 +486,15 @@ fn duration(text: &str) -> Result<Duration, String> {
         .filter(|nanos| *nanos < 1e18)
         .map(|nanos| Duration::from_nanos(nanos as u64))
         .ok_or_else(|| "write a number and a unit: 500us, 20ms, 10s, 2m, 1h".into())
+}
+
+fn watched(text: &str) -> Result<Watched, String> {
+    text.split_once('=')
+        .and_then(|(name, pid)| {
+            let (name, pid) = (name.to_owned(), pid.parse().ok()?);
+            Some(Watched { name, pid })
+        })
+        .ok_or_else(|| "write NAME=PID, such as nginx=1234".into())
 }
 
 fn cpu_list(text: &str) -> Result<CpuList, String> {

@@ -33,6 +33,7 @@ mod stream;
 mod sys;
 mod target;
 mod tls;
+mod watch;
 mod worker;
 
 use std::io::{IsTerminal, Write};
@@ -69,22 +70,24 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
         eprintln!("loadgen: running for {seconds:.0} s ...");
     }
     let plan = Arc::new(plan);
-    let start = Arc::new(Start::new(plan.threads));
-    let results: Vec<Option<(Stats, Driver)>> = std::thread::scope(|scope| {
+    let start = Arc::new(Start::new(plan.threads + 1));
+    let (results, usage) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.threads)
             .map(|index| {
                 let (plan, start) = (Arc::clone(&plan), Arc::clone(&start));
                 scope.spawn(move || worker::run(plan, start, index))
             })
             .collect();
-        threads
+        let usage = watch::run(&plan, &start);
+        let results: Vec<Option<(Stats, Driver)>> = threads
             .into_iter()
             .map(|thread| {
                 thread
                     .join()
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
-            .collect()
+            .collect();
+        (results, usage.unwrap_or_default())
     });
     if let Some(reason) = start.abandoned() {
         return Err(reason);
@@ -96,7 +99,7 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
         driver = used;
     }
     let command = cli::shown_command(std::env::args());
-    Ok(Report::new(&plan, &gates, total, driver, command))
+    Ok(Report::new(&plan, &gates, total, usage, driver, command))
 }
 
 /// Shows the report and chooses the exit code.

@@ -6,6 +6,7 @@ use crate::clock::Nanos;
 use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
 use crate::target::Target;
+use crate::watch::Watched;
 
 /// Everything the workers need to know. Shared by all threads, never changed.
 pub struct Plan {
@@ -37,6 +38,8 @@ pub struct Plan {
     pub lag_bound: Duration,
     /// Seeds arrivals and resampling.
     pub seed: u64,
+    /// Processes whose CPU time is reported too.
+    pub watched: Vec<Watched>,
 }
 
 /// How requests come about.

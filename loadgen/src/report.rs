@@ -1,6 +1,7 @@
 //! What a run came to: computed once as [`Report`], then shown as a table, as JSON, or as a
 //! percentile file.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::plan::{Load, Plan};
 use crate::rt::Driver;
 use crate::stats::{Stats, TargetStats};
 use crate::sys::CpuTime;
+use crate::watch::Usage;
 
 /// A finished run. Its JSON form is what `--json` prints; times are microseconds.
 #[derive(Debug, Serialize)]
@@ -48,6 +50,8 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
     /// About the generator itself.
     pub generator: Generator,
+    /// The processes that were watched.
+    pub watched: BTreeMap<String, WatchedReport>,
     /// The conditions asked for.
     pub gates: Vec<GateReport>,
 }
@@ -72,13 +76,13 @@ pub struct TargetReport {
     /// These per second of this target's share of the time.
     pub rps: f64,
     /// Failures by kind; kinds without any are left out.
-    pub errors: std::collections::BTreeMap<&'static str, u64>,
+    pub errors: BTreeMap<&'static str, u64>,
     /// All failures.
     pub errors_total: u64,
     /// Some failures in words.
     pub error_examples: Vec<String>,
     /// Answers by status.
-    pub status: std::collections::BTreeMap<u16, u64>,
+    pub status: BTreeMap<u16, u64>,
     /// Body bytes received.
     pub body_bytes: u64,
     /// From when requests were due.
@@ -144,6 +148,15 @@ pub struct Generator {
     pub cpu_process_s: f64,
 }
 
+/// What a watched process used in the measured time. Nothing if it ended meanwhile.
+#[derive(Debug, Serialize)]
+pub struct WatchedReport {
+    /// CPU, user and system together, seconds.
+    pub cpu_s: Option<f64>,
+    /// The same in microseconds per good answer, over all targets.
+    pub cpu_us_per_request: Option<f64>,
+}
+
 /// Two targets compared.
 #[derive(Debug, Serialize)]
 pub struct Comparison {
@@ -195,6 +208,7 @@ impl Report {
         plan: &Plan,
         gates: &[Gate],
         mut stats: Stats,
+        usage: Usage,
         driver: Driver,
         command: Vec<String>,
     ) -> Self {
@@ -205,7 +219,8 @@ impl Report {
             .zip(std::mem::take(&mut stats.targets))
             .map(|(target, stats)| target_report(plan, target, stats))
             .collect();
-        let generator = generator(plan, &stats, &targets);
+        let good = targets.iter().map(|target| target.good_in_time).sum();
+        let generator = generator(plan, &stats, good);
         let valid = stats.lag.value_at_quantile(0.99) <= crate::plan::nanos(plan.lag_bound);
         let mut report = Self {
             loadgen: env!("CARGO_PKG_VERSION"),
@@ -228,6 +243,7 @@ impl Report {
             targets,
             comparisons,
             generator,
+            watched: watched(usage, good),
             gates: Vec::new(),
         };
         report.remarks = remarks(plan, &report);
@@ -428,6 +444,12 @@ impl Report {
             own.cpu_system_s,
             own.spun_s
         )?;
+        for (name, watched) in &self.watched {
+            match watched.cpu_us_per_request {
+                Some(cpu) => writeln!(out, "{name} CPU: {cpu:.2} us per good answer")?,
+                None => writeln!(out, "{name} CPU: unknown, the process is gone")?,
+            }
+        }
         for remark in &self.remarks {
             writeln!(out, "{remark}")?;
         }
@@ -507,8 +529,7 @@ fn target_report(plan: &Plan, target: &crate::target::Target, stats: TargetStats
     }
 }
 
-fn generator(plan: &Plan, stats: &Stats, targets: &[TargetReport]) -> Generator {
-    let good: u64 = targets.iter().map(|target| target.good_in_time).sum();
+fn generator(plan: &Plan, stats: &Stats, good: u64) -> Generator {
     let spun = Duration::from_nanos(stats.spun);
     let work = stats.cpu.total().saturating_sub(spun);
     let available = plan.duration.as_secs_f64() * plan.threads as f64;
@@ -522,6 +543,21 @@ fn generator(plan: &Plan, stats: &Stats, targets: &[TargetReport]) -> Generator 
         cpu_share: work.as_secs_f64() / available,
         cpu_process_s: CpuTime::of_process().total().as_secs_f64(),
     }
+}
+
+fn watched(usage: Usage, good: u64) -> BTreeMap<String, WatchedReport> {
+    usage
+        .into_iter()
+        .map(|(name, cpu)| {
+            let cpu_s = cpu.map(|cpu| cpu.as_secs_f64());
+            let cpu_us_per_request = cpu_s.map(|cpu| cpu * 1e6 / good.max(1) as f64);
+            let report = WatchedReport {
+                cpu_s,
+                cpu_us_per_request,
+            };
+            (name, report)
+        })
+        .collect()
 }
 
 fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {

@@ -16,7 +16,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// A start for `threads` threads.
+    /// A start for `threads` threads, whoever just watches included.
     pub fn new(threads: usize) -> Self {
         Self {
             clock: Clock::start(),

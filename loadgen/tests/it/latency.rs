@@ -151,3 +151,27 @@ fn the_table_shows_what_matters() {
         assert!(text.contains(word), "{word} is missing in:\n{text}");
     }
 }
+
+#[test]
+fn what_others_use_meanwhile_is_told() {
+    // The server is this very process.
+    let server = Server::plain(|_, out| ok(out, ""));
+    let ourselves = format!("server={}", std::process::id());
+    let (code, document) = measure(&[
+        &format!("http://{}/", server.address),
+        "--concurrency",
+        "2",
+        "--duration",
+        "200ms",
+        "--warmup",
+        "0ms",
+        "--watch",
+        &ourselves,
+        "--watch",
+        "gone=4194304",
+    ]);
+    assert_eq!(code, 0);
+    let cpu = number(&document["watched"]["server"]["cpu_us_per_request"]);
+    assert!(cpu > 1.0, "{cpu} us per request");
+    assert!(document["watched"]["gone"]["cpu_s"].is_null());
+}
