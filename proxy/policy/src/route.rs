@@ -111,13 +111,16 @@ fn is_under(path: &[u8], prefix: &[u8]) -> bool {
 
 /// An endpoint by method and path, as a provider's preset writes it: `POST
 /// /v3/api_keys`, `* /v1/organization/*/keys`. A `*` segment is any one segment,
-/// and what lies under the path is meant too.
+/// and what lies under the path is meant too, unless the path ends in `$`: `GET
+/// /2010-04-01/Accounts/*$` is an account, and not its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     /// `None` is every method.
     method: Option<Box<str>>,
     /// `None` is any.
     segments: Vec<Option<Box<[u8]>>>,
+    /// What lies under the path is not meant.
+    is_exact: bool,
 }
 
 impl Endpoint {
@@ -138,8 +141,13 @@ impl Endpoint {
                 "`{method}` is not a method; use upper case, or `*`"
             ));
         }
+        let (path, is_exact) = match path.strip_suffix('$') {
+            Some(path) => (path, true),
+            None => (path, false),
+        };
         Ok(Self {
             method: (method != "*").then(|| method.into()),
+            is_exact,
             segments: path
                 .split('/')
                 .filter(|segment| !segment.is_empty())
@@ -164,13 +172,14 @@ impl Endpoint {
         let mut segments = path
             .split(|&byte| byte == b'/')
             .filter(|segment| !segment.is_empty());
-        self.segments.iter().all(|wanted| {
+        let begins = self.segments.iter().all(|wanted| {
             segments.next().is_some_and(|segment| {
                 wanted
                     .as_ref()
                     .is_none_or(|wanted| wanted.eq_ignore_ascii_case(segment))
             })
-        })
+        });
+        begins && !(self.is_exact && segments.next().is_some())
     }
 }
 
@@ -197,6 +206,15 @@ mod tests {
                 "{path} under {prefix}"
             );
         }
+    }
+
+    #[test]
+    fn an_exact_endpoint_ends_where_it_ends() {
+        let endpoint = Endpoint::parse("GET /2010-04-01/Accounts/*$").expect("an endpoint");
+        assert!(endpoint.covers(b"/2010-04-01/Accounts/AC1.json"));
+        assert!(endpoint.covers(b"/2010-04-01/accounts/AC1.json/"));
+        assert!(!endpoint.covers(b"/2010-04-01/Accounts/AC1/Messages.json"));
+        assert!(!endpoint.covers(b"/2010-04-01/Accounts"));
     }
 
     #[test]
