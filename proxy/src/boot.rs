@@ -82,7 +82,8 @@ pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
         },
     })
     .map_err(failed)?;
-    let served = serve(args, settings);
+    let log = Arc::new(log);
+    let served = serve(args, settings, &log);
     log.flush(Duration::from_secs(1));
     if let Err(error) = dumps {
         tracing::warn!("core dumps could not be forbidden: {error}");
@@ -90,13 +91,18 @@ pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
     served
 }
 
-fn serve(args: &cli::Run, early: &Settings) -> Result<ExitCode, BootError> {
+fn serve(
+    args: &cli::Run,
+    early: &Settings,
+    log: &Arc<telemetry::Telemetry>,
+) -> Result<ExitCode, BootError> {
     drop_privileges(early)?;
     lock_memory(early)?;
     let mut reloader = Reloader {
         path: args.config.config.clone(),
         context: ResolveContext::new(),
         in_force: None,
+        log: args.log_level.is_none().then(|| Arc::clone(log)),
     };
     let (first, settings) = reloader.load().map_err(|report| rendered(&report))?;
     reloader.in_force = Some((settings.clone(), first.snapshot.listeners.clone()));
@@ -253,6 +259,8 @@ struct Reloader {
     path: PathBuf,
     context: ResolveContext,
     in_force: Option<(Settings, Vec<Listener>)>,
+    /// Takes the configured level, unless the command line gave one.
+    log: Option<Arc<telemetry::Telemetry>>,
 }
 
 impl Reloader {
@@ -286,6 +294,10 @@ impl Reloader {
 impl Reload for Reloader {
     fn reload(&mut self, _reason: &Reason) -> Result<Loaded, String> {
         let (mut loaded, settings) = self.load().map_err(|report| report.render(false))?;
+        if let Some(log) = &self.log {
+            log.set_level(settings.log.level.as_str())
+                .map_err(|error| error.to_string())?;
+        }
         if let Some((in_force, listeners)) = &self.in_force {
             let mut waiting = settings.restart_needed(in_force);
             if !same_listeners(&loaded.snapshot.listeners, listeners) {

@@ -435,9 +435,9 @@ pub enum DnsProtocol {
 pub struct Audit {
     /// The file. Default: `"/var/log/claviger/audit.ndjson"`. Restart to change.
     pub path: Option<Written<String>>,
-    /// The size at which the file is rotated. Default: `"100MiB"`.
+    /// The size at which the file is rotated. Restart to change. Default: `"100MiB"`.
     pub rotate_bytes: Option<Written<Size>>,
-    /// Rotated files that are kept. Past it the oldest one is removed. Default: `10`.
+    /// Rotated files that are kept. Past it the oldest one is removed. Restart to change. Default: `10`.
     pub keep: Option<Written<u64>>,
 }
 

@@ -46,9 +46,9 @@ pub struct Settings {
 pub struct AuditSettings {
     /// The file. Restart to change.
     pub path: PathBuf,
-    /// The size at which it is rotated; `u64::MAX` is never. Reloads.
+    /// The size at which it is rotated; `u64::MAX` is never. Restart to change.
     pub rotate_bytes: u64,
-    /// Rotated files that are kept. Reloads.
+    /// Rotated files that are kept. Restart to change.
     pub keep: usize,
 }
 
@@ -84,6 +84,11 @@ impl Settings {
             self.memory_lock == in_force.memory_lock,
         );
         compare("audit.path", self.audit.path == in_force.audit.path);
+        compare(
+            "audit.rotate_bytes",
+            self.audit.rotate_bytes == in_force.audit.rotate_bytes,
+        );
+        compare("audit.keep", self.audit.keep == in_force.audit.keep);
         compare("log.format", self.log.format == in_force.log.format);
         names
     }
