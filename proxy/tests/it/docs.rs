@@ -280,6 +280,40 @@ fn the_tests_that_are_named_exist() {
     assert!(named > 20, "the search finds them: {named}");
 }
 
+/// A bound that is listed has the same name in the code.
+#[test]
+fn the_limits_that_are_listed_exist() {
+    let sources: String = [
+        "proxy/src",
+        "proxy/wire/src",
+        "proxy/policy/src",
+        "proxy/handoff/src",
+    ]
+    .into_iter()
+    .chain(["proxy/dataplane/src", "proxy/controlplane/src"])
+    .flat_map(rust_files)
+    .map(|path| code(&path))
+    .collect();
+    let text = read("proxy/ARCHITECTURE.md");
+    let limits = section(&text, "Limits");
+    let listed: Vec<_> = limits
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .flat_map(|rest| {
+            let column = rest.split(" | ").next().unwrap_or_default();
+            column.split('`').step_by(2)
+        })
+        .filter(|word| !word.is_empty())
+        .collect();
+    assert!(listed.len() > 40, "the search finds them: {listed:?}");
+    for name in listed {
+        assert!(
+            sources.contains(&format!("const {name}: ")),
+            "proxy/ARCHITECTURE.md lists the limit `{name}`, which does not exist"
+        );
+    }
+}
+
 /// Links within the repository lead to files, and to headings in them.
 #[test]
 fn links_lead_somewhere() {
