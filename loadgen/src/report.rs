@@ -134,8 +134,8 @@ pub struct Generator {
     /// How late requests were sent that had to wait for a connection: the server's doing.
     pub wait: Latency,
     /// CPU of the driving threads in the measured time without what was spun away, microseconds
-    /// per good answer.
-    pub cpu_us_per_request: f64,
+    /// per good answer. Nothing without good answers.
+    pub cpu_us_per_request: Option<f64>,
     /// Time spun away, waiting for due times, seconds.
     pub spun_s: f64,
     /// CPU of the driving threads in the measured time, spinning included: user time, seconds.
@@ -153,7 +153,7 @@ pub struct Generator {
 pub struct WatchedReport {
     /// CPU, user and system together, seconds.
     pub cpu_s: Option<f64>,
-    /// The same in microseconds per good answer, over all targets.
+    /// The same in microseconds per good answer, over all targets. Nothing without good answers.
     pub cpu_us_per_request: Option<f64>,
 }
 
@@ -436,18 +436,20 @@ impl Report {
         }
         writeln!(
             out,
-            "generator CPU: {:.2} us per good answer, {:.0} % of its threads' time \
-             ({:.2} s user, {:.2} s system, of which {:.2} s spun away)",
-            own.cpu_us_per_request,
+            "generator CPU: {}{:.0} % of its threads' time ({:.2} s user, {:.2} s system, of which {:.2} s spun away)",
+            own.cpu_us_per_request.map_or(String::new(), |cpu| format!(
+                "{cpu:.2} us per good answer, "
+            )),
             own.cpu_share * 100.0,
             own.cpu_user_s,
             own.cpu_system_s,
             own.spun_s
         )?;
         for (name, watched) in &self.watched {
-            match watched.cpu_us_per_request {
-                Some(cpu) => writeln!(out, "{name} CPU: {cpu:.2} us per good answer")?,
-                None => writeln!(out, "{name} CPU: unknown, the process is gone")?,
+            match (watched.cpu_s, watched.cpu_us_per_request) {
+                (_, Some(cpu)) => writeln!(out, "{name} CPU: {cpu:.2} us per good answer")?,
+                (Some(cpu), None) => writeln!(out, "{name} CPU: {cpu:.3} s")?,
+                (None, None) => writeln!(out, "{name} CPU: unknown, the process is gone")?,
             }
         }
         for remark in &self.remarks {
@@ -536,7 +538,7 @@ fn generator(plan: &Plan, stats: &Stats, good: u64) -> Generator {
     Generator {
         lag: latency(&stats.lag),
         wait: latency(&stats.wait),
-        cpu_us_per_request: work.as_secs_f64() * 1e6 / good.max(1) as f64,
+        cpu_us_per_request: per_answer(work, good),
         spun_s: spun.as_secs_f64(),
         cpu_user_s: stats.cpu.user.as_secs_f64(),
         cpu_system_s: stats.cpu.system.as_secs_f64(),
@@ -549,15 +551,18 @@ fn watched(usage: Usage, good: u64) -> BTreeMap<String, WatchedReport> {
     usage
         .into_iter()
         .map(|(name, cpu)| {
-            let cpu_s = cpu.map(|cpu| cpu.as_secs_f64());
-            let cpu_us_per_request = cpu_s.map(|cpu| cpu * 1e6 / good.max(1) as f64);
             let report = WatchedReport {
-                cpu_s,
-                cpu_us_per_request,
+                cpu_s: cpu.map(|cpu| cpu.as_secs_f64()),
+                cpu_us_per_request: cpu.and_then(|cpu| per_answer(cpu, good)),
             };
             (name, report)
         })
         .collect()
+}
+
+/// Microseconds of `cpu` for each of `good` answers.
+fn per_answer(cpu: Duration, good: u64) -> Option<f64> {
+    (good > 0).then(|| cpu.as_secs_f64() * 1e6 / good as f64)
 }
 
 fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {
@@ -684,6 +689,10 @@ fn latency(histogram: &Histogram<u64>) -> Latency {
 }
 
 fn write_latency(out: &mut String, latency: &Latency) -> std::fmt::Result {
+    if latency.count == 0 {
+        // Nothing was measured, which is not the same as zero.
+        return writeln!(out, "{}", format!(" {:>8}", "-").repeat(6));
+    }
     for value in [
         latency.mean,
         latency.p50,

@@ -66,7 +66,7 @@ fn failures_are_told_apart() {
                 "--warmup",
                 "0ms",
                 "--timeout",
-                "300ms",
+                if kind == "timeout" { "300ms" } else { "10s" },
                 "--connections",
                 "16",
                 "--expect-body",
