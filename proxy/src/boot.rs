@@ -63,7 +63,8 @@ fn rendered(report: &config::Report) -> BootError {
 /// # Errors
 /// [`BootError`] for whatever kept it from serving.
 pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
-    let dumps = privileges::forbid_dumps();
+    // Before anything is read. A failure is told once there is a log.
+    let _ = privileges::forbid_dumps();
     let file = config::load(&args.config.config).map_err(|report| rendered(&report))?;
     let (draft, report) = config::check(&file);
     if report.has_errors() {
@@ -85,9 +86,6 @@ pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
     let log = Arc::new(log);
     let served = serve(args, settings, &log);
     log.flush(Duration::from_secs(1));
-    if let Err(error) = dumps {
-        tracing::warn!("core dumps could not be forbidden: {error}");
-    }
     served
 }
 
@@ -97,6 +95,10 @@ fn serve(
     log: &Arc<telemetry::Telemetry>,
 ) -> Result<ExitCode, BootError> {
     drop_privileges(early)?;
+    // Another user is dumpable again, as fs.suid_dumpable says (prctl(2)).
+    if let Err(error) = privileges::forbid_dumps() {
+        tracing::warn!("core dumps could not be forbidden: {error}");
+    }
     lock_memory(early)?;
     let mut reloader = Reloader {
         path: args.config.config.clone(),
@@ -409,6 +411,8 @@ fn listen(address: std::net::SocketAddr) -> std::io::Result<TcpListener> {
     };
     let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    // A later process of the same user may join the address before this one leaves.
+    socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two addresses, whatever the machine's default is.
         socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;

@@ -105,7 +105,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
                 now,
             })
             .map_err(|error| error.to_string())?;
-            print_out(report.to_string().as_bytes())?;
+            print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())?;
         }
         cli::Ca::Issue {
             hosts,
@@ -127,7 +127,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
                 now,
             })
             .map_err(|error| error.to_string())?;
-            print_out(report.to_string().as_bytes())?;
+            print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())?;
         }
         cli::Ca::Export {
             dir,
@@ -145,7 +145,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
             if out.is_none() {
                 print_out(&report.bytes)?;
             } else {
-                eprint!("{report}");
+                eprintln!("{}", report.to_string().trim_end());
             }
         }
     }

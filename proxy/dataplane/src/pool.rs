@@ -1,6 +1,6 @@
 //! [`ConnectionPool`] and [`Lease`]: one core's connections to upstreams.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
@@ -19,6 +19,9 @@ use crate::transport::Transport;
 /// How long a pool stays warm after its last use.
 const WARM_MS: u64 = 600_000;
 
+/// Failures to connect are logged at most this often, by each core.
+const COMPLAINT_MS: u64 = 1_000;
+
 /// Pauses between attempts to warm a pool whose upstream does not answer.
 const WARM_PAUSE_MS_MIN: u64 = 1_000;
 const WARM_PAUSE_MS_MAX: u64 = 60_000;
@@ -27,6 +30,9 @@ const WARM_PAUSE_MS_MAX: u64 = 60_000;
 #[derive(Default)]
 pub struct ConnectionPool {
     buckets: RefCell<HashMap<PoolKey, Bucket>>,
+    /// When the last complaint about an upstream was logged, and how many were not
+    /// since then.
+    complaints: Cell<(Option<u64>, u64)>,
 }
 
 #[derive(Default)]
@@ -176,6 +182,17 @@ impl ConnectionPool {
         cold
     }
 
+    /// Whether a failure may be logged now, and how many were not since the last.
+    fn may_complain(&self, now_ms: u64) -> Option<u64> {
+        let (last, unsaid) = self.complaints.get();
+        if last.is_some_and(|last| now_ms.saturating_sub(last) < COMPLAINT_MS) {
+            self.complaints.set((last, unsaid + 1));
+            return None;
+        }
+        self.complaints.set((Some(now_ms), 0));
+        Some(unsaid)
+    }
+
     fn warmed(&self, key: PoolKey, well: bool, now_ms: u64) {
         if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
             bucket.warming = false;
@@ -283,11 +300,15 @@ pub async fn lease(
                 LeaseError::Connect(cause) | LeaseError::Tls(cause) => cause,
                 _ => &error.answer().2,
             };
-            tracing::warn!(
-                upstream = &*upstream.name,
-                reason = error.answer().1,
-                "cannot connect: {cause}"
-            );
+            // Once a second is enough to read, however many requests fail.
+            if let Some(unsaid) = core.pool.may_complain(now_ms) {
+                tracing::warn!(
+                    upstream = &*upstream.name,
+                    reason = error.answer().1,
+                    unsaid,
+                    "cannot connect: {cause}"
+                );
+            }
             Err(error)
         }
     }
@@ -421,3 +442,6 @@ impl Drop for Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

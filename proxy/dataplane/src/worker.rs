@@ -42,6 +42,8 @@ pub struct Plan {
 #[derive(Debug)]
 pub struct Workers {
     threads: Vec<JoinHandle<()>>,
+    /// Each worker says, as its last act, whether it ended well.
+    ended: mpsc::Receiver<bool>,
     kind: DriverKind,
 }
 
@@ -93,6 +95,7 @@ impl Workers {
             .map(|listener| Arc::clone(&listener.name))
             .collect();
         let (ready, started) = mpsc::channel::<Result<(), RuntimeError>>();
+        let (end, ended) = mpsc::channel();
         let mut threads = Vec::new();
         let parts = plan
             .cpus
@@ -120,6 +123,7 @@ impl Workers {
             };
             let cpu = *cpu;
             let ready = ready.clone();
+            let ended = end.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .spawn(move || {
@@ -128,7 +132,10 @@ impl Workers {
                     {
                         tracing::warn!(cpu = id, "cannot pin worker {index} to this CPU; it runs unpinned. Check `cpus` against the CPUs that the process may use");
                     }
-                    let _gone = Gone(Arc::clone(&worker.lifecycle));
+                    let _gone = Gone {
+                        lifecycle: Arc::clone(&worker.lifecycle),
+                        ended,
+                    };
                     let told = ready.clone();
                     let ran = rt::run(kind, worker.live(kind, told));
                     if let Err(error) = ran {
@@ -153,7 +160,11 @@ impl Workers {
                 }
             }
         }
-        Ok(Self { threads, kind })
+        Ok(Self {
+            threads,
+            ended,
+            kind,
+        })
     }
 
     /// The driver that runs.
@@ -161,9 +172,13 @@ impl Workers {
         self.kind
     }
 
-    /// Waits until every worker has ended. `false` if one of them panicked.
+    /// Waits until every worker has ended. `false`, at once, if one of them
+    /// panicked: the others still run then, and the process must end.
     pub fn join(self) -> bool {
-        self.threads.into_iter().all(|thread| thread.join().is_ok())
+        // Whoever ends first is heard first. A thread that is gone without a word
+        // has panicked as well.
+        let well = (0..self.threads.len()).all(|_| self.ended.recv() == Ok(true));
+        well && self.threads.into_iter().all(|thread| thread.join().is_ok())
     }
 }
 
@@ -261,10 +276,14 @@ impl Worker {
 }
 
 /// Says that a worker has ended, whatever way it did.
-struct Gone(Arc<Lifecycle>);
+struct Gone {
+    lifecycle: Arc<Lifecycle>,
+    ended: mpsc::Sender<bool>,
+}
 
 impl Drop for Gone {
     fn drop(&mut self) {
-        self.0.worker_gone();
+        self.lifecycle.worker_gone();
+        let _ = self.ended.send(!std::thread::panicking());
     }
 }

@@ -412,7 +412,7 @@ pub struct Dns {
     pub ttl_min: Option<Written<Period>>,
     /// An answer is kept at most this long, however long its own TTL. Default: `"1h"`.
     pub ttl_max: Option<Written<Period>>,
-    /// How long the last good answer is used when no resolver answers. Past it requests for the upstream are answered 502. Default: `"24h"`.
+    /// How long the last good answer is used when no resolver answers. Past it requests for the upstream are answered 503. Default: `"24h"`.
     pub stale_max: Option<Written<Period>>,
     /// For one question to one resolver. Past it the next one is asked. Default: `"2s"`.
     pub timeout: Option<Written<Period>>,

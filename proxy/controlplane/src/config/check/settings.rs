@@ -281,7 +281,7 @@ const HEAD_BYTES_CEILING: u64 = 1 << 20;
 /// Fewer would not hold the head of an ordinary SDK's request.
 const HEAD_BYTES_FLOOR: u64 = 1 << 10;
 /// Fields of a request head that may be configured at most.
-const FIELDS_CEILING: u64 = 1024;
+const FIELDS_CEILING: u64 = 256;
 /// Smallest audit file worth rotating.
 const ROTATE_BYTES_FLOOR: u64 = 64 << 10;
 
