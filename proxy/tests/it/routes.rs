@@ -81,19 +81,10 @@ fn names_must_agree() {
 #[test]
 fn methods() {
     let site = Site::with("methods = [\"GET\", \"POST\"]\n", "");
-    for method in ["TRACE", "TRACK", "trace"] {
-        // Methods are case-sensitive; a lower-case one is just another method.
-        let reason = if method == "trace" {
-            "method_not_served"
-        } else {
-            "method_refused"
-        };
-        refused(
-            &site,
-            &format!("{method} / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"),
-            405,
-            reason,
-        );
+    // Methods are case-sensitive, but some upstreams fold their case.
+    for method in ["TRACE", "TRACK", "trace", "Track"] {
+        let request = format!("{method} / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        refused(&site, &request, 405, "method_refused");
     }
     refused(
         &site,

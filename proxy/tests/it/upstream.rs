@@ -110,11 +110,7 @@ fn an_idle_connection_is_kept_warm() {
             }
         }
     });
-    let claviger = serve(
-        &world,
-        &upstream.upstream("mock", HOST),
-        "idle_min = 1\n",
-    );
+    let claviger = serve(&world, &upstream.upstream("mock", HOST), "idle_min = 1\n");
     claviger.get(&world, "/x").expect(200);
     assert_eq!(upstream.told(), "connection 0");
     // It is gone, and nobody asks; a new one comes all the same.

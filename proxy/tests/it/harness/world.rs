@@ -46,8 +46,17 @@ impl World {
 
     /// The same, with a CA for other domains.
     pub fn permitting(domains: &[&str]) -> Self {
-        let directory = TempDir::with_prefix_in("it-", env!("CARGO_TARGET_TMPDIR"))
-            .expect("target/tmp is writable");
+        Self::make(domains, Path::new(env!("CARGO_TARGET_TMPDIR")))
+    }
+
+    /// The same in the machine's own temporary directory: another user reaches that
+    /// wherever the build is.
+    pub fn for_everybody() -> Self {
+        Self::make(&["example.com"], &std::env::temp_dir())
+    }
+
+    fn make(domains: &[&str], parent: &Path) -> Self {
+        let directory = TempDir::with_prefix_in("it-", parent).expect("writable");
         let world = Self {
             directory,
             keys: Mutex::default(),
