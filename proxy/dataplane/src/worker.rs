@@ -12,7 +12,7 @@ use crate::core::Core;
 use crate::ledger::Ledger;
 use crate::listener::{self, BoundListener, Cores};
 use crate::pool;
-use crate::rt::{self, Driver, DriverKind, Hatch, RuntimeError};
+use crate::rt::{self, Driver, DriverKind, Hatch, Pulse, RuntimeError};
 use crate::tick;
 
 /// Everything that the workers are started with. `lanes` and `counters` have one
@@ -83,7 +83,12 @@ impl Workers {
         let kind = rt::choose(plan.driver).map_err(StartError::Runtime)?;
         let mut hatches = Vec::new();
         let mut openings = Vec::new();
+        let mut beats = Vec::new();
+        let mut hearts = Vec::new();
         for _ in &plan.cpus {
+            let (sender, receiver) = rt::pulse()?;
+            beats.push(sender);
+            hearts.push(receiver);
             let (sender, receiver) = rt::hatch()?;
             hatches.push(sender);
             openings.push(receiver);
@@ -100,10 +105,10 @@ impl Workers {
         let parts = plan
             .cpus
             .iter()
-            .zip(openings)
+            .zip(openings.into_iter().zip(hearts))
             .zip(plan.lanes)
             .zip(&plan.counters);
-        for (index, (((cpu, opening), lane), counters)) in parts.enumerate() {
+        for (index, (((cpu, (opening, heart)), lane), counters)) in parts.enumerate() {
             let mut sockets = Vec::new();
             for listener in &plan.listeners {
                 sockets.push(listener.socket.try_clone()?);
@@ -112,6 +117,7 @@ impl Workers {
                 index,
                 sockets,
                 opening,
+                heart,
                 cores: Arc::clone(&cores),
                 names: Arc::clone(&names),
                 snapshots: Arc::clone(&plan.snapshots),
@@ -144,6 +150,14 @@ impl Workers {
                 })?;
             threads.push(thread);
         }
+        // Ends by itself, when nobody hears it any more.
+        std::thread::Builder::new()
+            .name("pulse".to_owned())
+            .spawn(move || {
+                while beats.iter().filter(|beat| beat.beat()).count() > 0 {
+                    std::thread::sleep(tick::PERIOD);
+                }
+            })?;
         drop(ready);
         for _ in 0..threads.len() {
             match started.recv() {
@@ -187,6 +201,7 @@ struct Worker {
     index: usize,
     sockets: Vec<std::net::TcpListener>,
     opening: std::os::unix::net::UnixDatagram,
+    heart: std::os::unix::net::UnixDatagram,
     cores: Arc<Cores>,
     names: Arc<[Arc<str>]>,
     snapshots: Arc<Published<Snapshot>>,
@@ -234,6 +249,13 @@ impl Worker {
                 }
             }
         }
+        let pulse = match Pulse::new(self.heart, kind) {
+            Ok(pulse) => pulse,
+            Err(error) => {
+                let _ = ready.send(Err(RuntimeError::Epoll(error)));
+                return;
+            }
+        };
         let load = Arc::clone(&self.cores);
         match Hatch::new(self.opening, kind) {
             Ok(hatch) => {
@@ -251,7 +273,7 @@ impl Worker {
         let _ = ready.send(Ok(()));
         drop(ready);
         loop {
-            rt::sleep(tick::PERIOD).await;
+            pulse.next().await;
             assert!(
                 !core.broken.get(),
                 "a task that accepts connections has panicked"
