@@ -420,6 +420,8 @@ impl Lease {
             bucket.idle.pop_front();
             bucket.open -= 1;
         }
+        // Its exchange may have left a time by which an answer was due.
+        connection.watch().recv_done();
         connection.watch().watch(None);
         bucket.idle.push_back(Idle {
             connection,

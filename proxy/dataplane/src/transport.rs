@@ -24,6 +24,10 @@ pub const SEND_PENDING_BYTES: usize = 128 * 1024;
 /// Messages of at most so many slices are written without an allocation.
 const SLICES_ON_STACK: usize = 32;
 
+/// How often an idle connection is looked at while it still has something to say.
+/// Past it the connection counts as not idle.
+const IDLE_LOOKS_MAX: usize = 4;
+
 /// A connected socket with what was received and not yet used.
 pub struct Transport {
     // Dropped first: the sweep must not touch a descriptor that is closed.
@@ -228,32 +232,41 @@ impl Transport {
                 return false;
             }
         }
-        match rt::peek(self.watch.fd()) {
-            rt::Peeked::Quiet => true,
-            rt::Peeked::Closed => false,
-            // A ticket, or the end: with clear text it can only be wrong.
-            rt::Peeked::Bytes => {
-                let mut buffer = self.buffers.take_recv();
-                let received = rt::recv_now(self.watch.fd(), &mut buffer);
-                let inner = self.inner.get_mut();
-                let quiet = received && inner.tls.is_some() && {
-                    std::mem::swap(&mut inner.inbox, &mut buffer);
-                    inner.inbox_at = 0;
-                    let pumped = inner.pump();
-                    let quiet = pumped.is_ok()
-                        && !inner.ended
-                        && !inner.has_plaintext()
-                        && inner.inbox_at == inner.inbox.len();
-                    std::mem::swap(&mut inner.inbox, &mut buffer);
-                    // What is back in its place was used up before (`has_input` said
-                    // so): reading it again would break the session.
-                    inner.inbox_at = inner.inbox.len();
-                    quiet
-                };
-                self.buffers.give_recv(buffer);
-                quiet
+        for _ in 0..IDLE_LOOKS_MAX {
+            match rt::peek(self.watch.fd()) {
+                rt::Peeked::Quiet => return true,
+                rt::Peeked::Closed => return false,
+                // Tickets, or the end, or one behind the other: with clear text it can
+                // only be wrong.
+                rt::Peeked::Bytes if self.take_in() => {}
+                rt::Peeked::Bytes => return false,
             }
         }
+        false
+    }
+
+    /// Feeds what has arrived on an idle connection to the session. `false` if that
+    /// was anything but what a session says by itself.
+    fn take_in(&mut self) -> bool {
+        let mut buffer = self.buffers.take_recv();
+        let received = rt::recv_now(self.watch.fd(), &mut buffer);
+        let inner = self.inner.get_mut();
+        let quiet = received && inner.tls.is_some() && {
+            std::mem::swap(&mut inner.inbox, &mut buffer);
+            inner.inbox_at = 0;
+            let pumped = inner.pump();
+            let quiet = pumped.is_ok()
+                && !inner.ended
+                && !inner.has_plaintext()
+                && inner.inbox_at == inner.inbox.len();
+            std::mem::swap(&mut inner.inbox, &mut buffer);
+            // What is back in its place was used up before (`has_input` said
+            // so): reading it again would break the session.
+            inner.inbox_at = inner.inbox.len();
+            quiet
+        };
+        self.buffers.give_recv(buffer);
+        quiet
     }
 }
 
@@ -591,3 +604,6 @@ impl Outgoing<'_> {
         rt::reset_on_close(self.watch.fd());
     }
 }
+
+#[cfg(test)]
+mod tests;
