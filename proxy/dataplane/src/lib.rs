@@ -26,6 +26,8 @@ mod relay;
 mod respond;
 #[allow(unsafe_code)]
 pub mod rt;
+#[cfg(test)]
+mod test_support;
 mod tick;
 mod tls;
 mod transport;

@@ -133,7 +133,14 @@ impl Tick {
 
     /// Looks at every socket once. `draining` closes connections that are idle.
     pub fn sweep(&self, draining: bool) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(NEVER);
+        self.sweep_at(
+            u64::try_from(self.started.elapsed().as_millis()).unwrap_or(NEVER),
+            draining,
+        );
+    }
+
+    /// The same, at a given time.
+    pub(crate) fn sweep_at(&self, now: u64, draining: bool) {
         self.now_ms.set(now);
         let sweeps = self.sweeps.get() + 1;
         self.sweeps.set(sweeps);
@@ -283,3 +290,6 @@ impl Drop for Registration {
         slots.free.push(self.index);
     }
 }
+
+#[cfg(test)]
+mod tests;

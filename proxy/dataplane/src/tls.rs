@@ -160,3 +160,6 @@ fn is_alpn_mismatch(error: &io::Error) -> bool {
             )
         })
 }
+
+#[cfg(test)]
+mod tests;
