@@ -411,8 +411,8 @@ fn listen(address: std::net::SocketAddr) -> std::io::Result<TcpListener> {
     };
     let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // A later process of the same user may join the address before this one leaves.
-    socket::setsockopt(&socket, sockopt::ReusePort, &true)?;
+    // Not SO_REUSEPORT: a second instance by mistake would share the address in
+    // silence. A later process is given the descriptor itself.
     if address.is_ipv6() {
         // `[::]` and `0.0.0.0` are two addresses, whatever the machine's default is.
         socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;

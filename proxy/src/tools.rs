@@ -16,13 +16,19 @@ pub type Outcome = Result<ExitCode, String>;
 /// `claviger check`: 0 when it could be served, 1 when not. Warnings do not count.
 pub fn check(args: &cli::Check) -> Outcome {
     let colour = std::io::stderr().is_terminal();
+    let mut audit_directory = None;
     let report = match config::load(&args.config.config) {
         Err(report) => report,
-        Ok(file) => match config::resolve(&file, &mut ResolveContext::to_look()) {
-            Err(report) => report,
-            Ok(resolved) => resolved.warnings,
-        },
+        Ok(file) => {
+            audit_directory = missing_directory(&config::check(&file).0.settings.audit.path);
+            match config::resolve(&file, &mut ResolveContext::to_look()) {
+                Err(report) => report,
+                Ok(resolved) => resolved.warnings,
+            }
+        }
     };
+    let mut report = report;
+    report.problems.extend(audit_directory);
     if !report.is_empty() {
         eprint!("{}", report.render(colour));
     }
@@ -34,6 +40,21 @@ pub fn check(args: &cli::Check) -> Outcome {
         args.config.config.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// The audit file is made when serving begins, and not by a check; its directory
+/// has to be there.
+fn missing_directory(audit: &std::path::Path) -> Option<config::Problem> {
+    let directory = audit
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())?;
+    (!directory.is_dir()).then(|| {
+        config::Problem::warning(format!(
+            "the audit trail's directory {} is not there: `run` will not start",
+            directory.display()
+        ))
+        .cure("make it, writable for the service user, or set `path` in [audit]")
+    })
 }
 
 /// `claviger explain`

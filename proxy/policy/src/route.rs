@@ -176,11 +176,25 @@ impl Endpoint {
             segments.next().is_some_and(|segment| {
                 wanted
                     .as_ref()
-                    .is_none_or(|wanted| wanted.eq_ignore_ascii_case(segment))
+                    .is_none_or(|wanted| is_segment(segment, wanted))
             })
         });
         begins && !(self.is_exact && segments.next().is_some())
     }
+}
+
+/// Whether a lenient server may take a segment for the one that is wanted: in any
+/// case, with a format's suffix, or with blanks behind it, encoded or not.
+fn is_segment(segment: &[u8], wanted: &[u8]) -> bool {
+    segment
+        .split_at_checked(wanted.len())
+        .is_some_and(|(begins, rest)| {
+            begins.eq_ignore_ascii_case(wanted)
+                && (rest.is_empty()
+                    || matches!(rest[0], b'.' | b' ' | b'\t')
+                    || rest.starts_with(b"%20")
+                    || rest.starts_with(b"%09"))
+        })
 }
 
 #[cfg(test)]
@@ -205,6 +219,21 @@ mod tests {
                 expected,
                 "{path} under {prefix}"
             );
+        }
+    }
+
+    #[test]
+    fn what_a_lenient_server_takes_for_an_endpoint() {
+        let endpoint = Endpoint::parse("* /v3/api_keys").expect("an endpoint");
+        for (path, expected) in [
+            ("/v3/api_keys.json", true),
+            ("/v3/api_keys%20", true),
+            ("/v3/api_keys%09/x", true),
+            ("/v3/API_KEYS.", true),
+            ("/v3/api_keys2", false),
+            ("/v3/api_key", false),
+        ] {
+            assert_eq!(endpoint.covers(path.as_bytes()), expected, "{path}");
         }
     }
 

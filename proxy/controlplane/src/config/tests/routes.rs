@@ -554,7 +554,10 @@ fn every_preset_resolves_and_guards_its_key_management() {
                 // What lies under an exact endpoint is its neighbour.
                 let (path, neighbour) = match path.strip_suffix('$') {
                     Some(path) => (path.to_owned(), format!("{path}/y1/z1")),
-                    None => (path.clone(), format!("{path}-neighbour")),
+                    None => {
+                        let stem = path.strip_suffix(".json").unwrap_or(&path);
+                        (path.clone(), format!("{stem}-neighbour"))
+                    }
                 };
                 let index = resolved
                     .snapshot
