@@ -121,3 +121,34 @@ fn a_ca_is_not_overwritten() {
         outside.err_text()
     );
 }
+
+/// A route for a host that the authority may not certify: said before it is served,
+/// with what it takes.
+#[test]
+fn check_tells_when_a_host_needs_a_new_root() {
+    let site = Site::new();
+    let config = std::fs::read_to_string(site.claviger.config()).expect("readable");
+    let path = site.world.write(
+        "other.toml",
+        config.replace(
+            &format!("[[route]]\nname = \"mock\"\nhost = {HOST:?}"),
+            "[[route]]\nname = \"mock\"\nhost = \"api.elsewhere.net\"",
+        ),
+    );
+    let finished = site
+        .world
+        .cli(&["check", "--config", &path.display().to_string()]);
+    let text = String::from_utf8_lossy(&finished.all()).into_owned();
+    assert!(!finished.status.success(), "{text}");
+    for part in ["api.elsewhere.net", "example.com", "ca init"] {
+        assert!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    // The old configuration, which the authority covers, goes on.
+    let mark = site.claviger.log().mark();
+    std::fs::copy(&path, site.claviger.config()).expect("writable");
+    site.claviger.process().signal(libc::SIGHUP);
+    site.claviger
+        .log()
+        .wait_event(mark, "the configuration could not be loaded");
+    site.get("/ok").expect(200);
+}
