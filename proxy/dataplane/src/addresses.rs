@@ -163,41 +163,4 @@ pub async fn connect(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn families_alternate_and_failures_come_last() {
-        let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
-        let addresses = [
-            "192.0.2.1:1",
-            "192.0.2.2:1",
-            "[2001:db8::1]:1",
-            "[2001:db8::2]:1",
-        ]
-        .map(parse);
-        let failures = Failures::default();
-        let names = |ordered: Vec<SocketAddr>| {
-            ordered
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        assert_eq!(
-            names(order(&addresses, &failures, 0, 0)),
-            "[2001:db8::1]:1 192.0.2.1:1 [2001:db8::2]:1 192.0.2.2:1"
-        );
-        failures.note(addresses[2], 0);
-        assert_eq!(
-            names(order(&addresses, &failures, FAILED_MS - 1, 0)),
-            "[2001:db8::2]:1 192.0.2.1:1 192.0.2.2:1 [2001:db8::1]:1"
-        );
-        assert_eq!(order(&addresses, &failures, FAILED_MS, 0)[0], addresses[2]);
-        assert_eq!(
-            order(&addresses, &Failures::default(), 0, 1)[1],
-            addresses[1],
-            "turns spread the load"
-        );
-    }
-}
+mod tests;

@@ -147,3 +147,6 @@ async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, dow
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -171,7 +171,7 @@ impl Draft {
     }
 }
 
-/// `iiiiiiiiiiiiiiii-cc-n…`: instance, core and number, in hex.
+/// Instance, core and number: 16, 2 and 10 digits in hex.
 fn push_id(out: &mut String, instance: u64, core: usize, number: u64) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut digits = |value: u64, width: u32| {
@@ -290,3 +290,6 @@ impl Ledger {
         self.flush();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -278,3 +278,6 @@ impl Body<'_> {
 
 /// Chunks of the source that are put into one of ours.
 const PARTS_MAX: usize = 30;
+
+#[cfg(test)]
+mod tests;

@@ -146,3 +146,6 @@ fn title(status: u16) -> &'static str {
         _ => "Refused",
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,11 +39,16 @@ const TEST_TIME_MAX: Duration = Duration::from_secs(20);
 
 /// Runs a test on each driver that this machine grants.
 pub fn on_each_driver(test: impl AsyncFn()) {
+    on_each_kind(async |_| test().await);
+}
+
+/// The same, for a test that must know which one it is.
+pub fn on_each_kind(test: impl AsyncFn(DriverKind)) {
     let mut kinds = vec![DriverKind::Epoll];
     kinds.extend(rt::choose(Driver::IoUring));
     for kind in kinds {
         rt::run(kind, async {
-            rt::timeout(TEST_TIME_MAX, test())
+            rt::timeout(TEST_TIME_MAX, test(kind))
                 .await
                 .unwrap_or_else(|| panic!("the test hangs on {kind:?}"));
         })
@@ -139,6 +144,16 @@ pub fn accept_tls(stream: TcpStream, config: &ServerConfig) -> ServerPeer {
             .expect("the handshake succeeds");
     }
     peer
+}
+
+/// What has arrived at a peer and was not read.
+pub fn arrived(peer: &mut TcpStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    peer.set_nonblocking(true).expect("a TCP socket");
+    // Nothing more for now is no error here.
+    let _ = peer.read_to_end(&mut all);
+    peer.set_nonblocking(false).expect("a TCP socket");
+    all
 }
 
 /// Runs what may block on another thread, while this one's tasks go on: on a ring
@@ -359,6 +374,29 @@ impl Refusing {
         Self {
             address: here.local_addr().expect("it is connected"),
             _held: (here, there),
+        }
+    }
+}
+
+/// An address that never answers: its queue is full, and nobody accepts.
+pub struct Unanswering {
+    _held: (TcpListener, Vec<TcpStream>),
+    pub address: SocketAddr,
+}
+
+impl Unanswering {
+    pub fn new() -> Self {
+        let listener = listener();
+        let address = listener.local_addr().expect("it is bound");
+        let none = nix::sys::socket::Backlog::new(0).expect("a good length");
+        nix::sys::socket::listen(&listener, none).expect("it listens");
+        let mut queued = Vec::new();
+        while let Ok(stream) = TcpStream::connect_timeout(&address, Duration::from_millis(20)) {
+            queued.push(stream);
+        }
+        Self {
+            _held: (listener, queued),
+            address,
         }
     }
 }

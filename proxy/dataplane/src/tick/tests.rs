@@ -121,7 +121,8 @@ fn a_cold_receive_gives_its_buffer_back() {
             assert_ne!(other.as_ptr(), place, "the receive has it");
             bench.tick.sweep_at(COLD_AFTER_MS - 1, false);
             rt::yield_now().await;
-            assert_ne!(bench.buffers.take_recv().as_ptr(), place, "it is warm");
+            let other = bench.buffers.take_recv();
+            assert_ne!(other.as_ptr(), place, "it is warm");
             bench.tick.sweep_at(COLD_AFTER_MS, false);
             let back = loop {
                 // Whatever else is there is not it.
