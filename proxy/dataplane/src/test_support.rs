@@ -4,6 +4,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, mpsc};
@@ -35,7 +36,7 @@ use crate::transport::{Filled, Transport};
 pub const LONG: Duration = Duration::from_secs(3600);
 
 /// A test that takes this long hangs: it is ended, and fails.
-const TEST_TIME_MAX: Duration = Duration::from_secs(20);
+const TEST_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Runs a test on each driver that this machine grants.
 pub fn on_each_driver(test: impl AsyncFn()) {
@@ -213,9 +214,13 @@ pub async fn send(to: &mut Transport, bytes: &[u8]) {
     outgoing.flush(LONG).await.expect("the peer takes it");
 }
 
-/// Bytes in which a gap or an exchange would show.
+/// Bytes in which a gap or a swap would show; they repeat after 64256.
 pub fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|at| (at * 7 + at / 251) as u8).collect()
+    static PERIOD: LazyLock<Vec<u8>> =
+        LazyLock::new(|| (0..251 * 256).map(|at| (at * 7 + at / 251) as u8).collect());
+    let mut all = PERIOD.repeat(length.div_ceil(PERIOD.len()));
+    all.truncate(length);
+    all
 }
 
 /// A name with its certificate.
@@ -359,21 +364,29 @@ impl Accepted {
     }
 }
 
-/// A port of loopback where nobody listens: it is that of a connected socket.
+/// A port of loopback that is taken, and where nobody listens. It is bound, since
+/// the kernel lends the port of a connected socket out a second time.
 pub struct Refusing {
-    _held: (TcpStream, TcpStream),
+    _held: OwnedFd,
     pub address: SocketAddr,
 }
 
 impl Refusing {
     pub fn new() -> Self {
-        let listener = listener();
-        let here = TcpStream::connect(listener.local_addr().expect("it is bound"))
-            .expect("loopback connects");
-        let (there, _) = listener.accept().expect("it is connected");
+        use nix::sys::socket as sys;
+        let held = sys::socket(
+            sys::AddressFamily::Inet,
+            sys::SockType::Stream,
+            sys::SockFlag::SOCK_CLOEXEC,
+            None,
+        )
+        .expect("there are descriptors left");
+        sys::bind(held.as_raw_fd(), &sys::SockaddrIn::new(127, 0, 0, 1, 0))
+            .expect("loopback has free ports");
+        let bound: sys::SockaddrIn = sys::getsockname(held.as_raw_fd()).expect("it is bound");
         Self {
-            address: here.local_addr().expect("it is connected"),
-            _held: (here, there),
+            address: SocketAddr::from((bound.ip(), bound.port())),
+            _held: held,
         }
     }
 }
