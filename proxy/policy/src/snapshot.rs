@@ -3,10 +3,11 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use wire::head::{HeadLimits, RequestHead};
+use wire::names::{NameSet, ParamSet};
 use wire::target::{authority_host, readings};
 
 use crate::access::Caller;
@@ -295,8 +296,14 @@ impl Snapshot {
         // RFC 9110, 9.3.8: TRACE reflects the request, key and all. TRACK is its
         // nickname. CONNECT asks for a tunnel to a place of the caller's choice.
         // In any case: methods are case-sensitive (9.1), but not to every server.
-        let named = |name: &&str| name.eq_ignore_ascii_case(head.method_str());
-        if ["TRACE", "TRACK", "CONNECT"].iter().any(named) {
+        let method = head.method_str();
+        // Some APIs let a header or a parameter name another method than the request
+        // line does. What that method may not do, this request may not do either.
+        let overrides = method_overrides(head);
+        let is_named = |name: &&str| {
+            name.eq_ignore_ascii_case(method) || overrides.iter().any(|other| other == name)
+        };
+        if ["TRACE", "TRACK", "CONNECT"].iter().any(is_named) {
             return Err(
                 Denial::METHOD_REFUSED.allowing("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
             );
@@ -310,13 +317,9 @@ impl Snapshot {
         if head.cdn_loop_contains(self.loop_token.as_bytes()) {
             return Err(Denial::LOOP);
         }
-        let method = head.method_str();
         let path = head.path();
         let found = host.route(path, method);
         let others = readings(path);
-        // Some APIs let a header or a parameter name another method than the request
-        // line does. What that method may not do, this request may not do either.
-        let overrides = method_overrides(head);
         if overrides
             .iter()
             .any(|other| host.route(path, other) != found)
@@ -416,48 +419,40 @@ impl Snapshot {
 
 /// Where APIs look for another method: header fields and query parameters of
 /// Google's APIs, Rails, Laravel, Spring, Express and OData.
-const METHOD_OVERRIDE_FIELDS: [&str; 3] = [
-    "x-http-method-override",
-    "x-http-method",
-    "x-method-override",
-];
-const METHOD_OVERRIDE_PARAMS: [&str; 4] = [
-    "_method",
-    "$httpmethod",
-    "x-http-method-override",
-    "_httpmethod",
-];
+static METHOD_OVERRIDE_FIELDS: LazyLock<NameSet> = LazyLock::new(|| {
+    NameSet::new([
+        "x-http-method-override",
+        "x-http-method",
+        "x-method-override",
+    ])
+});
+static METHOD_OVERRIDE_PARAMS: LazyLock<ParamSet> = LazyLock::new(|| {
+    ParamSet::new([
+        "_method",
+        "$httpmethod",
+        "x-http-method-override",
+        "_httpmethod",
+    ])
+});
 
 /// Methods that the request names beside its own, in upper case. Empty, and
 /// without an allocation, for the ordinary request.
 fn method_overrides(head: &RequestHead) -> Vec<String> {
     let mut found = Vec::new();
     let mut note = |value: &[u8]| {
-        found.push(String::from_utf8_lossy(value).trim().to_ascii_uppercase());
+        let value = String::from_utf8_lossy(value);
+        // In a query `+` may be a space.
+        let value = value.trim_matches(|char: char| char == '+' || char.is_whitespace());
+        found.push(value.to_ascii_uppercase());
     };
     for field in head.fields() {
-        let name = head.name(field);
-        // All of the names hold `method`, and few others start with `x`.
-        if name.len() >= 13
-            && name[0] | 0x20 == b'x'
-            && METHOD_OVERRIDE_FIELDS
-                .iter()
-                .any(|known| same_name(name, known.as_bytes()))
-        {
+        if METHOD_OVERRIDE_FIELDS.contains(head.name(field)) {
             note(head.value(field));
         }
     }
-    if let Some(query) = head.query()
-        && query
-            .windows(6)
-            .any(|six| six.eq_ignore_ascii_case(b"method"))
-    {
+    if let Some(query) = head.query() {
         for param in wire::target::params(query) {
-            let name = percent_decode(&query[param.name.clone()]);
-            if METHOD_OVERRIDE_PARAMS
-                .iter()
-                .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-            {
+            if METHOD_OVERRIDE_PARAMS.contains(&query[param.name.clone()]) {
                 let value = query[param.name.end..param.whole.end]
                     .strip_prefix(b"=")
                     .unwrap_or_default();
@@ -484,19 +479,6 @@ fn percent_decode(bytes: &[u8]) -> Vec<u8> {
         }
     }
     decoded
-}
-
-/// Equality of header names without case, and with `_` for `-`.
-fn same_name(name: &[u8], known: &[u8]) -> bool {
-    name.len() == known.len()
-        && name.iter().zip(known).all(|(&one, &other)| {
-            let one = if one == b'_' {
-                b'-'
-            } else {
-                one.to_ascii_lowercase()
-            };
-            one == other
-        })
 }
 
 /// A host name in lower case, without the root's dot.

@@ -7,6 +7,7 @@ mod callers;
 mod hosts;
 mod inject;
 mod key_management;
+mod overrides;
 mod paths;
 mod snapshot;
 mod strip;
