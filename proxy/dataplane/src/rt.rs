@@ -682,3 +682,6 @@ fn send_now(fd: RawFd, buffer: &[u8]) -> usize {
     };
     usize::try_from(sent).unwrap_or(0)
 }
+
+#[cfg(test)]
+mod tests;
