@@ -173,6 +173,11 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     for name in OWN_CRATES {
         directives.push_str(&format!(",{name}={level}"));
     }
+    // rustls warns of each odd handshake, with the caller's own bytes: anybody could
+    // write our log with it. Handshakes that fail are counted, and logged at debug.
+    if others > tracing::level_filters::LevelFilter::ERROR {
+        directives.push_str(",rustls=error");
+    }
     // What the resolver library warns of is said in our own words, with the cure.
     for name in ["hickory_net", "hickory_proto", "hickory_resolver"] {
         directives.push_str(&format!(",{name}=off"));
@@ -343,7 +348,8 @@ mod tests {
             let telemetry = init(&LogSettings::default()).expect("the first time");
             tracing::info!(answer = 42, "first");
             tracing::debug!("hidden");
-            tracing::warn!(target: "rustls::conn", "a library's warning");
+            tracing::warn!(target: "notify::inotify", "a library's warning");
+            tracing::warn!(target: "rustls::conn", "what a caller makes it warn of");
             tracing::info!(target: "rustls::conn", "hidden");
             telemetry.set_level("debug").expect("a level");
             tracing::debug!("second");

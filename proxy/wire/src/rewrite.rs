@@ -542,6 +542,60 @@ fn find_hits(bytes: &[u8], scrubber: &scrub::Scrubber, hits: &mut Vec<Span>) {
         hits.push(Span::new(at + hit.start, at + hit.end));
         at += hit.end;
     }
+    if memchr::memchr(b'%', bytes).is_some() {
+        find_encoded_hits(bytes, scrubber, hits);
+    }
+}
+
+/// Finds what is percent-encoded in part, or more than it needs to be: whoever
+/// builds a URL chooses which characters of a key it encodes.
+fn find_encoded_hits(bytes: &[u8], scrubber: &scrub::Scrubber, hits: &mut Vec<Span>) {
+    let hex = |at: usize| {
+        bytes
+            .get(at)
+            .and_then(|&byte| char::from(byte).to_digit(16))
+    };
+    let mut decoded = zeroize::Zeroizing::new(Vec::with_capacity(bytes.len()));
+    // Where each decoded byte begins, and where the last one ends.
+    let mut places = Vec::with_capacity(bytes.len() + 1);
+    let mut at = 0;
+    while at < bytes.len() {
+        places.push(at);
+        if bytes[at] == b'%'
+            && let (Some(high), Some(low)) = (hex(at + 1), hex(at + 2))
+        {
+            decoded.push((high * 16 + low) as u8);
+            at += 3;
+        } else {
+            decoded.push(bytes[at]);
+            at += 1;
+        }
+    }
+    places.push(at);
+    let mut from = 0;
+    while let Some(hit) = scrubber.find(&decoded[from..]) {
+        let span = Span::new(places[from + hit.start], places[from + hit.end]);
+        // A hit that is known is the same key; one that overlaps it is widened.
+        match hits
+            .iter_mut()
+            .find(|known| known.start < span.end && known.end > span.start)
+        {
+            Some(known) => {
+                known.start = known.start.min(span.start);
+                known.end = known.end.max(span.end);
+            }
+            None => hits.push(span),
+        }
+        from += hit.end;
+    }
+    hits.sort_by_key(|hit| hit.start);
+    hits.dedup_by(|later, earlier| {
+        let overlaps = later.start < earlier.end;
+        if overlaps {
+            earlier.end = earlier.end.max(later.end);
+        }
+        overlaps
+    });
 }
 
 /// Whether Connection names this field. One without options of its own, which is nearly every one,

@@ -4,6 +4,7 @@
 mod bodies;
 mod chunked;
 mod corpus;
+mod encoded;
 mod framing;
 mod head;
 mod properties;
