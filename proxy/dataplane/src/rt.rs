@@ -460,13 +460,9 @@ fn set_nodelay(fd: RawFd) -> io::Result<()> {
     }
 }
 
-/// Descriptors that may wait in a core's [`Hatch`]; the kernel's own bound for a
-/// datagram socket (`net.unix.max_dgram_qlen`) is usually lower. When it is full
-/// the core that accepted keeps the connection.
-pub const HATCH_DATAGRAMS: usize = 256;
-
 /// The place where other cores hand connections in: descriptors of this process,
-/// as numbers. They are passed on, never closed and reopened.
+/// as numbers. The kernel bounds what may wait (the socket's buffer, some hundreds);
+/// when it is full the core that accepted keeps the connection. They are passed on, never closed and reopened.
 pub struct Hatch(UnixDatagram);
 
 /// Makes a hatch: the sending end, and a socket that [`Hatch::new`] takes over on
