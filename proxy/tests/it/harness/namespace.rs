@@ -38,13 +38,15 @@ impl Namespace {
     #[track_caller]
     fn make(kinds: &'static [&'static str], setup: &str) -> Self {
         let own_user = !nix::unistd::Uid::effective().is_root();
-        let mut command = Command::new("unshare");
+        let mut command = Command::new("/bin/sh");
+        // `unshare` says on standard error why it cannot.
+        command.args(["-c", "exec unshare \"$@\" 2>&1", "unshare"]);
         if own_user {
             command.args(["--user", "--map-root-user"]);
         }
         command.args(kinds).args(["--", "/bin/sh", "-euc"]);
         command.arg(format!(
-            "exec 2>&1\n{setup}\necho namespace-is-ready\nexec cat >/dev/null"
+            "{setup}\necho namespace-is-ready\nexec cat >/dev/null"
         ));
         command
             .stdin(Stdio::piped())
