@@ -243,7 +243,7 @@ fn setup(world: &World) -> String {
     let mut script = format!(
         "mount --bind {hosts:?} /etc/hosts\n\
          mount --bind {resolv:?} /etc/resolv.conf\n\
-         cp -a /etc/ssl/certs {certs:?}\n\
+         cp -rP /etc/ssl/certs {certs:?}\n\
          mount --bind {certs:?} /etc/ssl/certs\n\
          mount -t tmpfs none /usr/local/share/ca-certificates\n\
          cp {root:?} /usr/local/share/ca-certificates/claviger.crt\n\
