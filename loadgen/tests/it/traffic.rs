@@ -163,12 +163,20 @@ fn connections_that_the_server_closes_between_requests_are_weather_not_errors() 
     let lost = number(&seen["errors_total"]);
     assert_eq!(number(&seen["good"]) + lost, 100.0, "{}", seen["errors"]);
     let count = |kind: &str| seen["errors"][kind].as_f64().unwrap_or(0.0);
-    assert_eq!(count("reset") + count("truncated"), lost, "{}", seen["errors"]);
+    assert_eq!(
+        count("reset") + count("truncated"),
+        lost,
+        "{}",
+        seen["errors"]
+    );
     assert!(lost <= 20.0, "at most one for each close: {lost}");
     let served = number(&seen["good"]) as u64;
     assert_eq!(server.requests() as u64, served, "nothing is sent twice");
     let closed = number(&seen["connections"]["closed_idle"]);
-    assert!(closed + lost >= 10.0, "{closed} closed while idle, {lost} lost");
+    assert!(
+        closed + lost >= 10.0,
+        "{closed} closed while idle, {lost} lost"
+    );
 }
 
 #[test]
