@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::json;
 
 use super::{bad_request, refuse, report};
+use crate::clock;
 use crate::connection::{After, Body, Connection, Gone};
 use crate::http::response::{chunk, is_field_name, is_field_value, last_chunk};
 use crate::http::{Version, uri};
@@ -114,8 +115,9 @@ pub(super) async fn events(conn: &mut Connection) -> Result<After, Gone> {
             sender.conn.pause(gap).await?;
         }
         let event = format!(
-            "id: {index}\ndata: {{\"index\":{index},\"sent_us\":{}}}\n\n",
-            unix_micros()
+            "id: {index}\ndata: {{\"index\":{index},\"sent_us\":{},\"monotonic_ns\":{}}}\n\n",
+            unix_micros(),
+            clock::monotonic_nanos()
         );
         sender.send(event.as_bytes()).await?;
     }
