@@ -14,6 +14,9 @@
 #![deny(unsafe_code)]
 
 mod addresses;
+#[cfg(feature = "bench")]
+#[doc(hidden)]
+pub mod bench;
 mod buffer;
 mod connection;
 mod core;

@@ -437,6 +437,23 @@ impl Lease {
     }
 }
 
+#[cfg(feature = "bench")]
+impl Lease {
+    /// A connection that was opened elsewhere, as if it had just been lent.
+    pub fn of(core: &Rc<Core>, key: PoolKey, connection: Transport, address: SocketAddr) -> Self {
+        core.pool.buckets.borrow_mut().entry(key).or_default().open += 1;
+        Self {
+            core: Rc::clone(core),
+            key,
+            connection: Some(connection),
+            address,
+            opened_ms: core.tick.now_ms(),
+            reused: false,
+            returned: false,
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         if !self.returned {

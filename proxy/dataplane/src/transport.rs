@@ -38,6 +38,7 @@ pub struct Transport {
     buffers: Rc<FreeList>,
 }
 
+#[derive(Default)]
 struct Inner {
     /// `None` is clear text.
     tls: Option<Box<Connection>>,
@@ -79,25 +80,14 @@ impl Transport {
             watch,
             receiver,
             sender,
-            inner: RefCell::new(Inner {
-                tls: None,
-                inbox: Vec::new(),
-                inbox_at: 0,
-                outbox: Vec::new(),
-                ended: false,
-                cut_short: false,
-                bytes_sent: 0,
-                sending: false,
-            }),
+            inner: RefCell::default(),
             buffers: Rc::clone(buffers),
         }
     }
 
     /// From now on the bytes are those of a TLS session.
-    pub fn start_tls(&mut self, mut session: Connection) {
-        // We flush after each message and bound what waits ourselves.
-        session.set_buffer_limit(None);
-        self.inner.get_mut().tls = Some(Box::new(session));
+    pub fn start_tls(&mut self, session: Connection) {
+        self.inner.get_mut().start_tls(session);
     }
 
     /// The TLS session, if there is one.
@@ -279,6 +269,12 @@ impl Drop for Transport {
 }
 
 impl Inner {
+    fn start_tls(&mut self, mut session: Connection) {
+        // We flush after each message and bound what waits ourselves.
+        session.set_buffer_limit(None);
+        self.tls = Some(Box::new(session));
+    }
+
     fn has_input(&self) -> bool {
         self.inbox_at < self.inbox.len()
     }
@@ -328,6 +324,54 @@ impl Inner {
             None => self.inbox_at += n,
             Some(tls) => tls.reader().consume(n),
         }
+    }
+
+    /// Takes one message from its slices; what comes of it is had from [`seal`](Self::seal).
+    fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
+        match &mut self.tls {
+            None => {
+                for slice in slices {
+                    self.outbox.extend_from_slice(slice);
+                }
+                Ok(())
+            }
+            Some(tls) => {
+                let total: usize = slices.iter().map(|slice| slice.len()).sum();
+                // On the stack for any ordinary head.
+                let mut few = [IoSlice::new(&[]); SLICES_ON_STACK];
+                let many: Vec<IoSlice<'_>>;
+                let list = if slices.len() <= SLICES_ON_STACK {
+                    for (place, slice) in few.iter_mut().zip(slices) {
+                        *place = IoSlice::new(slice);
+                    }
+                    &few[..slices.len()]
+                } else {
+                    many = slices.iter().map(|slice| IoSlice::new(slice)).collect();
+                    &many[..]
+                };
+                // No limit is set on the session, so it takes all of it.
+                let written = tls.writer().write_vectored(list)?;
+                debug_assert_eq!(written, total);
+                if written == total {
+                    Ok(())
+                } else {
+                    Err(io::ErrorKind::WriteZero.into())
+                }
+            }
+        }
+    }
+
+    /// Moves everything that waits to be sent into `buffer`, which is empty.
+    fn seal(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        match &mut self.tls {
+            None => std::mem::swap(&mut self.outbox, buffer),
+            Some(tls) => {
+                while tls.wants_write() {
+                    tls.write_tls(buffer)?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -489,38 +533,7 @@ impl Outgoing<'_> {
     /// # Errors
     /// When the session has already failed.
     pub fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
-        let mut inner = self.inner.borrow_mut();
-        match &mut inner.tls {
-            None => {
-                for slice in slices {
-                    inner.outbox.extend_from_slice(slice);
-                }
-                Ok(())
-            }
-            Some(tls) => {
-                let total: usize = slices.iter().map(|slice| slice.len()).sum();
-                // On the stack for any ordinary head.
-                let mut few = [IoSlice::new(&[]); SLICES_ON_STACK];
-                let many: Vec<IoSlice<'_>>;
-                let list = if slices.len() <= SLICES_ON_STACK {
-                    for (place, slice) in few.iter_mut().zip(slices) {
-                        *place = IoSlice::new(slice);
-                    }
-                    &few[..slices.len()]
-                } else {
-                    many = slices.iter().map(|slice| IoSlice::new(slice)).collect();
-                    &many[..]
-                };
-                // No limit is set on the session, so it takes all of it.
-                let written = tls.writer().write_vectored(list)?;
-                debug_assert_eq!(written, total);
-                if written == total {
-                    Ok(())
-                } else {
-                    Err(io::ErrorKind::WriteZero.into())
-                }
-            }
-        }
+        self.inner.borrow_mut().write(slices)
     }
 
     /// Whether something waits to be sent.
@@ -549,18 +562,7 @@ impl Outgoing<'_> {
     async fn flush_once(&mut self) -> io::Result<()> {
         loop {
             let mut buffer = self.buffers.take_send();
-            {
-                let mut inner = self.inner.borrow_mut();
-                let Inner { tls, outbox, .. } = &mut *inner;
-                match tls {
-                    None => std::mem::swap(outbox, &mut buffer),
-                    Some(tls) => {
-                        while tls.wants_write() {
-                            tls.write_tls(&mut buffer)?;
-                        }
-                    }
-                }
-            }
+            self.inner.borrow_mut().seal(&mut buffer)?;
             if buffer.is_empty() {
                 self.buffers.give_send(buffer);
                 return Ok(());
@@ -605,5 +607,7 @@ impl Outgoing<'_> {
     }
 }
 
+#[cfg(feature = "bench")]
+pub mod in_memory;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,68 @@
+//! Bodies: chunks decoded, and searched for the key.
+
+use std::hint::black_box;
+
+use wire::chunked::{ChunkedDecoder, chunk_header};
+
+use crate::heads::scrubber;
+use crate::{Case, Run};
+
+/// Bytes of a body's data in these cases.
+const BODY_BYTES: usize = 64 * 1024;
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::of_bytes("chunked/64-KiB-in-chunks-of-64", BODY_BYTES, || {
+            decode(64, b"")
+        }),
+        Case::of_bytes("chunked/64-KiB-in-chunks-of-1024", BODY_BYTES, || {
+            decode(1024, b"")
+        }),
+        Case::of_bytes("chunked/64-KiB-in-chunks-of-16384", BODY_BYTES, || {
+            decode(16 * 1024, b"")
+        }),
+        Case::of_bytes("chunked/64-KiB-with-trailers", BODY_BYTES, || {
+            decode(
+                16 * 1024,
+                b"X-Checksum: 0123456789abcdef\r\nX-Cost: 12\r\nServer-Timing: total;dur=12\r\n",
+            )
+        }),
+        Case::of_bytes("scrub/64-KiB-without-a-hit", BODY_BYTES, search),
+    ]
+}
+
+fn decode(chunk: usize, trailers: &'static [u8]) -> Run {
+    let mut body = Vec::new();
+    for _ in 0..BODY_BYTES / chunk {
+        body.extend_from_slice(chunk_header(chunk, &mut [0; 18]));
+        body.resize(body.len() + chunk, b'x');
+        body.extend_from_slice(b"\r\n");
+    }
+    body.extend_from_slice(b"0\r\n");
+    body.extend_from_slice(trailers);
+    body.extend_from_slice(b"\r\n");
+    Box::new(move || {
+        let mut decoder = ChunkedDecoder::new();
+        let mut input = black_box(&body[..]);
+        let mut data = 0;
+        while !decoder.is_done() {
+            let decoded = decoder.decode(input).expect("a valid body");
+            data += decoded.data.len();
+            input = &input[decoded.used..];
+        }
+        assert_eq!(data, BODY_BYTES);
+        assert_eq!(decoder.trailers(), trailers);
+    })
+}
+
+fn search() -> Run {
+    let scrubber = scrubber();
+    let body: Vec<u8> =
+        b"{\"id\":\"chatcmpl-123\",\"content\":\"Lorem ipsum dolor sit amet 0123456789\"}"
+            .iter()
+            .copied()
+            .cycle()
+            .take(BODY_BYTES)
+            .collect();
+    Box::new(move || assert_eq!(scrubber.find(black_box(&body)), None))
+}
