@@ -35,7 +35,7 @@ STRIPPED = [
 ]
 
 # How long anything may take that has to happen: a start with 10,000 routes is the longest.
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 # An event that arrives later than this after it was sent was held back. Events are 100 ms apart, so one that waits
 # for the next is caught; a busy machine's delays are not.
 EVENT_DELAY_MAX_S = 0.09
@@ -300,7 +300,8 @@ class Mock:
         command = [
             find_built("mock-upstream"), "--listen", "127.0.0.1:0", "--self-signed", work / "tls", "--name", name,
             # For the routes' names.
-            "--name", "*." + name.partition(".")[2], "--key-file", key_file, "--auth", "bearer", "--control", "127.0.0.1:0", "--max-seconds", "900",
+            "--name", "*." + name.partition(".")[2],
+            "--key-file", key_file, "--auth", "bearer", "--control", "127.0.0.1:0", "--max-seconds", "1800",
         ]
         self.process = spawn(stack, command, stdout=subprocess.PIPE)
         found = {}
