@@ -1,0 +1,146 @@
+"""What the kernel knows: who we are, where processes run, what they have used."""
+
+import contextlib
+import fcntl
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from harness.contender import ROOT
+
+# Descriptors that we and all that we start may open: 8,000 idle connections have two ends, and some contenders
+# reserve descriptors for every connection they might have.
+DESCRIPTORS = 65_536
+
+# What decides the figures. Documents and other results do not.
+MEASURED_PATHS = ["Cargo.toml", "Cargo.lock", "proxy", "loadgen", "mock-upstream", "perf/harness", "perf/contenders",
+                  "perf/scenarios"]
+
+
+def describe():
+    """What stands on every line of the history."""
+    return {**commit(), "machine": summary(), "kernel": platform.release(), "cpu_model": cpu_model(),
+            "cores": os.cpu_count(), "cmdline_flags": mitigations()}
+
+
+def summary():
+    return f"{cpu_model()}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
+def cpu_model():
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return "unknown CPU"
+
+
+def mitigations():
+    """Whether the kernel's defences against its CPU are switched off: they cost each system call."""
+    with contextlib.suppress(OSError):
+        words = Path("/proc/cmdline").read_text().split()
+        return [word for word in words if word.startswith(("mitigations=", "isolcpus=", "nohz_full=", "idle="))]
+    return []
+
+
+def commit():
+    def git(*words):
+        try:
+            done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+        except OSError:
+            return ""
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    return {
+        "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--", *MEASURED_PATHS)),
+    }
+
+
+def allow_descriptors():
+    """Raises our limit, and so that of everything we start, as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in ((DESCRIPTORS, max(hard, DESCRIPTORS)), (min(DESCRIPTORS, hard), hard)):
+        with contextlib.suppress(OSError, ValueError):
+            if soft < wanted[0]:
+                resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
+            return
+
+
+def take_priority():
+    """The scheduler weighs sessions against each other first: give ours all the weight."""
+    with contextlib.suppress(PermissionError):
+        os.setsid()  # Or we lead a session already.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("-20")
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
+    except OSError as error:
+        print(f"--priority: {error}; run as root", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def alone(lock):
+    """Holds a lock file meanwhile, so that several who measure on one machine take turns."""
+    if lock is None:
+        yield
+        return
+    with open(lock, "a", encoding="ascii") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def free_port():
+    """A port that is free now. Nothing else on this machine should be starting servers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def pin(pid, cpus):
+    """Moves all threads of a process."""
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(int(task), set(cpus))
+
+
+def cpu_seconds(pids):
+    """User and system time of all threads of these processes, in nanoseconds' resolution."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(OSError):
+                    total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def pss_kb(pids):
+    """Proportional set size in kB: pages that several of these processes share count once."""
+    return sum(parse_pss(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids)
+
+
+def parse_pss(text):
+    for line in text.splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1])
+    raise ValueError("smaps_rollup has no Pss")
+
+
+def tcp_memory_kb():
+    """What all TCP sockets' buffers of this network namespace hold, in kB."""
+    return parse_sockstat(Path("/proc/net/sockstat").read_text()) * resource.getpagesize() // 1024
+
+
+def parse_sockstat(text):
+    """Pages of the `TCP:` line."""
+    for line in text.splitlines():
+        words = line.split()
+        if words[:1] == ["TCP:"]:
+            return int(words[words.index("mem") + 1])
+    raise ValueError("sockstat has no TCP memory")
