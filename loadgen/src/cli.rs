@@ -11,6 +11,7 @@ use clap::Parser;
 use rustls::pki_types::ServerName;
 
 use crate::gate::{self, Gate};
+use crate::live::Progress;
 use crate::plan::{Load, Plan, nanos};
 use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
@@ -150,6 +151,14 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
 
+    /// What to show while the load is on, on standard error
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = Progress::Auto)]
+    pub progress: Progress,
+
+    /// Show nothing while the load is on; the same as --progress none
+    #[arg(short, long, conflicts_with = "progress")]
+    pub quiet: bool,
+
     /// Print the result as JSON on standard output, instead of the table
     #[arg(long)]
     pub json: bool,
@@ -158,13 +167,20 @@ pub struct Args {
     /// the target's name goes before the file's extension
     #[arg(long, value_name = "FILE")]
     pub hgrm: Option<PathBuf>,
+
+    /// Also write what happened in each second, as comma-separated values
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\
 Times carry a unit: 500us, 20ms, 10s, 2m.
 
+Ctrl-C (or SIGTERM) stops the load and reports what was measured until then; a second one ends at
+once.
+
 Exit codes: 0 measured; 1 a --fail-if condition held; 2 could not start; 3 the generator lagged
-too much for the result to mean anything.
+too much for the result to mean anything; 130 or 143 stopped by Ctrl-C or SIGTERM.
 
 The overhead of a proxy, measured against going direct, both in one run:
   loadgen --rps 5000 --duration 60s --cacert ca.pem \\

@@ -5,18 +5,22 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::clock::{Clock, Nanos};
+use crate::board::Recorder;
+use crate::clock::{Clock, MILLISECOND, Nanos};
 use crate::failure::{Failure, Kind};
 use crate::plan::{Load, Plan, Timeline, nanos};
 use crate::response::ResponseReader;
 use crate::slot::{Slot, Work};
-use crate::stats::{Stats, record};
+use crate::start::Start;
+use crate::stats::{Stats, TargetStats, record};
 use crate::sys::CpuTime;
 
 /// One thread's state, shared by its tasks.
 pub struct Core {
     plan: Arc<Plan>,
     clock: Clock,
+    start: Arc<Start>,
+    recorder: RefCell<Recorder>,
     /// `None` before the start.
     timeline: Cell<Option<Timeline>>,
     timeout: Nanos,
@@ -57,13 +61,15 @@ pub struct Due {
 }
 
 impl Core {
-    /// The state of a thread that has done nothing yet.
-    pub fn new(plan: Arc<Plan>, clock: Clock) -> Self {
+    /// The state of thread `index`, which has done nothing yet.
+    pub fn new(plan: Arc<Plan>, start: Arc<Start>, index: usize) -> Self {
         Self {
+            recorder: RefCell::new(Recorder::new(&plan, start.boards[index].clone())),
+            clock: start.clock,
+            start,
             stats: RefCell::new(Stats::new(plan.targets.len())),
             lanes: plan.targets.iter().map(|_| Lane::default()).collect(),
             timeline: Cell::new(None),
-            clock,
             timeout: nanos(plan.timeout),
             openings: Cell::new(Openings::default()),
             in_flight: Cell::new(0),
@@ -194,7 +200,10 @@ impl Core {
             // Only what the generator itself is to blame for is its lag. What waited for the
             // server to free a connection is another matter, and has been told apart before.
             match due.waited {
-                false => record(&mut stats.lag, late),
+                false => {
+                    record(&mut stats.lag, late);
+                    self.recorder.borrow().lag(late);
+                }
                 true => record(&mut stats.wait, late),
             }
         }
@@ -214,6 +223,14 @@ impl Core {
         let good = expected.contains(reader.status()) && reader.body_matches();
         if good && timeline.measures(now) {
             stats.good_in_time += 1;
+        }
+        let mut recorder = self.recorder.borrow_mut();
+        match good {
+            true => recorder.good(target, due, now),
+            false if expected.contains(reader.status()) => {
+                recorder.failed(target, due, now, Kind::WrongBody, false);
+            }
+            false => recorder.failed(target, due, now, Kind::BadStatus, false),
         }
         if !timeline.measures(due) {
             return;
@@ -242,13 +259,16 @@ impl Core {
         self.in_flight.set(self.in_flight.get() - 1);
         self.progress.set(self.progress.get() + 1);
         let kind = failure.kind;
+        let now = self.clock.now();
+        let timed = kind == Kind::Timeout;
+        self.recorder
+            .borrow_mut()
+            .failed(target, due, now, kind, timed);
         if self.measures(due) {
             let mut stats = self.stats.borrow_mut();
             stats.targets[target].fail(failure);
-            if kind == Kind::Timeout {
-                let elapsed = self.clock.now().saturating_sub(due);
-                // It took at least this long. Leaving it out would flatter the worst servers most.
-                record(&mut stats.targets[target].corrected, elapsed);
+            if timed {
+                self.took_at_least(&mut stats.targets[target], due, now);
             }
         }
     }
@@ -260,12 +280,25 @@ impl Core {
 
     /// A request was due and nobody sent it.
     fn never_sent(&self, target: usize, due: Nanos, kind: Kind, detail: &str) {
+        let now = self.clock.now();
+        self.recorder
+            .borrow_mut()
+            .failed(target, due, now, kind, true);
         if self.measures(due) {
-            let elapsed = self.clock.now().saturating_sub(due);
             let mut stats = self.stats.borrow_mut();
-            record(&mut stats.wait, elapsed);
-            record(&mut stats.targets[target].corrected, elapsed);
+            record(&mut stats.wait, now.saturating_sub(due));
+            self.took_at_least(&mut stats.targets[target], due, now);
             stats.targets[target].fail(Failure::new(kind, detail));
+        }
+    }
+
+    /// A request without a complete answer took at least this long. Leaving it out, here or where
+    /// targets are compared, would flatter the worst servers most.
+    fn took_at_least(&self, stats: &mut TargetStats, due: Nanos, now: Nanos) {
+        let elapsed = now.saturating_sub(due);
+        record(&mut stats.corrected, elapsed);
+        if let Some(timeline) = self.timeline.get().filter(|_| self.plan.targets.len() > 1) {
+            stats.round(timeline.round_index(due)).add(elapsed);
         }
     }
 
@@ -277,7 +310,9 @@ impl Core {
             return slot.give(Work::Request { due });
         }
         if self.measures(due) {
-            record(&mut self.stats.borrow_mut().lag, now.saturating_sub(due));
+            let late = now.saturating_sub(due);
+            record(&mut self.stats.borrow_mut().lag, late);
+            self.recorder.borrow().lag(late);
         }
         lane.waiting.borrow_mut().push_back(due);
     }
@@ -316,7 +351,23 @@ impl Core {
 
     /// The load starts.
     pub fn start(&self, timeline: Timeline) {
+        self.recorder.borrow_mut().start(timeline);
         self.timeline.set(Some(timeline));
+    }
+
+    /// Ends the load now if the user wants it to, and returns the timeline that is then in force.
+    pub fn heed_stop(&self, mut timeline: Timeline) -> Timeline {
+        let stopped_at = self.start.stopped_at();
+        if stopped_at < timeline.end {
+            timeline.end = stopped_at;
+            self.timeline.set(Some(timeline));
+        }
+        timeline
+    }
+
+    /// Whether to give up what is under way: the user does not want to wait for it.
+    pub fn impatient(&self) -> bool {
+        self.start.stopped_at().saturating_add(PATIENCE) < self.clock.now()
     }
 
     /// A connection task begins.
@@ -389,7 +440,13 @@ impl Core {
 
     /// Closes the books. Idle connections may still hold the core.
     pub fn take_stats(&self) -> Stats {
-        self.stats.replace(Stats::new(self.plan.targets.len()))
+        let mut stats = self.stats.replace(Stats::new(self.plan.targets.len()));
+        stats.in_flight = self.in_flight.get() as u64;
+        let series = self.recorder.borrow_mut().finish();
+        for (target, series) in stats.targets.iter_mut().zip(series) {
+            target.series = series;
+        }
+        stats
     }
 
     fn measures(&self, due: Nanos) -> bool {
@@ -398,3 +455,7 @@ impl Core {
             .is_some_and(|timeline| timeline.measures(due))
     }
 }
+
+/// How long answers that are under way may take once the user has stopped the run. What is missing
+/// then is reported as such.
+const PATIENCE: Nanos = 200 * MILLISECOND;

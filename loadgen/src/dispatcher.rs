@@ -24,7 +24,7 @@ pub async fn open_loop(
     core: &Rc<Core>,
     timer: &Timer,
     slots: &[Rc<Slot>],
-    timeline: Timeline,
+    mut timeline: Timeline,
     mut schedule: Schedule,
 ) {
     let clock = *core.clock();
@@ -32,6 +32,7 @@ pub async fn open_loop(
     let mut cpu = CpuWindow::new(timeline);
     let mut sweeper = Sweeper::new(core);
     loop {
+        timeline = core.heed_stop(timeline);
         let mut now = clock.now();
         if schedule.next_due().saturating_sub(now) <= lateness.margin() {
             now = spin_until(schedule.next_due(), core, timer).await;
@@ -75,12 +76,18 @@ pub async fn open_loop(
 
 /// Keeps each connection of the target whose turn it is busy. The connections drive themselves;
 /// this starts them, and wakes those of the next target when its slice begins.
-pub async fn closed_loop(core: &Rc<Core>, timer: &Timer, slots: &[Rc<Slot>], timeline: Timeline) {
+pub async fn closed_loop(
+    core: &Rc<Core>,
+    timer: &Timer,
+    slots: &[Rc<Slot>],
+    mut timeline: Timeline,
+) {
     let clock = *core.clock();
     let mut cpu = CpuWindow::new(timeline);
     let mut sweeper = Sweeper::new(core);
     pause(timer, timeline.start.saturating_sub(clock.now())).await;
     loop {
+        timeline = core.heed_stop(timeline);
         let now = clock.now();
         if now >= timeline.end {
             break;

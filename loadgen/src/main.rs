@@ -12,6 +12,7 @@
 //! It shares no code with the proxy that it judges. It does not follow redirects, keep cookies,
 //! decompress, or speak HTTP/2.
 
+mod board;
 mod cli;
 mod clock;
 mod compare;
@@ -20,12 +21,14 @@ mod core;
 mod dispatcher;
 mod failure;
 mod gate;
+mod live;
 mod plan;
 mod report;
 mod response;
 mod rt;
 mod samples;
 mod schedule;
+mod signals;
 mod slot;
 mod start;
 mod stats;
@@ -36,12 +39,13 @@ mod tls;
 mod watch;
 mod worker;
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
 
+use crate::live::{Progress, View};
 use crate::report::Report;
 use crate::rt::Driver;
 use crate::start::Start;
@@ -65,20 +69,22 @@ fn main() -> ExitCode {
 fn measure(args: &cli::Args) -> Result<Report, String> {
     let (plan, gates) = args.plan()?;
     sys::raise_open_files();
-    if std::io::stderr().is_terminal() {
-        let seconds = report::length(&plan).as_secs_f64();
-        eprintln!("loadgen: running for {seconds:.0} s ...");
-    }
+    signals::block();
+    let mut view = View::new(match args.quiet {
+        true => Progress::None,
+        false => args.progress,
+    });
     let plan = Arc::new(plan);
-    let start = Arc::new(Start::new(plan.threads + 1));
-    let (results, usage) = std::thread::scope(|scope| {
+    let start = Arc::new(Start::new(plan.threads, plan.targets.len()));
+    let (results, observed) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.threads)
             .map(|index| {
                 let (plan, start) = (Arc::clone(&plan), Arc::clone(&start));
                 scope.spawn(move || worker::run(plan, start, index))
             })
             .collect();
-        let usage = watch::run(&plan, &start);
+        let over = || threads.iter().all(|thread| thread.is_finished());
+        let observed = watch::run(&plan, &start, &mut view, over);
         let results: Vec<Option<(Stats, Driver)>> = threads
             .into_iter()
             .map(|thread| {
@@ -87,7 +93,7 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
                     .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             })
             .collect();
-        (results, usage.unwrap_or_default())
+        (results, observed)
     });
     if let Some(reason) = start.abandoned() {
         return Err(reason);
@@ -99,7 +105,7 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
         driver = used;
     }
     let command = cli::shown_command(std::env::args());
-    Ok(Report::new(&plan, &gates, total, usage, driver, command))
+    Ok(Report::new(&plan, &gates, total, observed, driver, command))
 }
 
 /// Shows the report and chooses the exit code.
@@ -117,10 +123,18 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
         .and_then(|()| match &args.hgrm {
             Some(path) => report.write_hgrm(path),
             None => Ok(()),
+        })
+        .and_then(|()| match &args.csv {
+            Some(path) => std::fs::write(path, report.csv()),
+            None => Ok(()),
         });
     if let Err(error) = written {
         eprintln!("loadgen: the result could not be written: {error}");
         return ExitCode::from(EXIT_NOT_STARTED);
+    }
+    if let Some(cut) = &report.cut {
+        // Whatever the gates say of the part, the whole was not measured.
+        return ExitCode::from(cut.signal.exit_code());
     }
     if !report.valid {
         return ExitCode::from(EXIT_INVALID);

@@ -119,6 +119,23 @@ impl Timeline {
         (at.saturating_sub(self.measure_from) / (self.slice * self.targets as Nanos)) as usize
     }
 
+    /// How long `target` was under load between two points in time.
+    pub fn driven(&self, target: usize, from: Nanos, to: Nanos) -> Nanos {
+        let (mut at, to) = (from.max(self.start), to.min(self.end));
+        if self.targets == 1 {
+            return to.saturating_sub(at);
+        }
+        let mut sum = 0;
+        while at < to {
+            let end = self.slice_end(at).min(to);
+            if self.target_at(at) == target {
+                sum += end - at;
+            }
+            at = end;
+        }
+        sum
+    }
+
     /// When the slice after the one that holds `at` begins.
     pub fn slice_end(&self, at: Nanos) -> Nanos {
         let index = at.saturating_sub(self.start) / self.slice;
@@ -166,5 +183,10 @@ mod tests {
         assert_eq!(t.slice_end(1000), 1100);
         assert_eq!(t.slice_end(1099), 1100);
         assert!(!t.measures(1199) && t.measures(1200) && !t.measures(2000));
+        let driven = |target, from, to| t.driven(target, from, to);
+        assert_eq!((driven(0, 1200, 2000), driven(1, 1200, 2000)), (400, 400));
+        assert_eq!((driven(0, 1250, 1420), driven(1, 1250, 1420)), (120, 50));
+        assert_eq!(driven(1, 1900, 5000) + driven(0, 1900, 5000), 100);
+        assert_eq!(timeline(1).driven(0, 0, 1700), 700);
     }
 }

@@ -1,27 +1,37 @@
-//! The moment at which all threads begin.
+//! The moment at which all threads begin, and the one at which they stop early.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Barrier, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
+use crate::board::Board;
 use crate::clock::{Clock, MILLISECOND, Nanos};
 
 /// What all threads of a run agree on before it starts.
 pub struct Start {
     /// The clock that all threads share.
     pub clock: Clock,
+    /// What each driving thread shows of itself.
+    pub boards: Vec<Arc<Board>>,
     gate: Barrier,
+    /// The common start; zero before it is agreed upon.
     at: AtomicU64,
+    /// When the user stopped the run; `Nanos::MAX` if nobody did.
+    stop_at: AtomicU64,
     abandoned: AtomicBool,
     reason: Mutex<Option<String>>,
 }
 
 impl Start {
-    /// A start for `threads` threads, whoever just watches included.
-    pub fn new(threads: usize) -> Self {
+    /// A start for `threads` driving threads and `targets` targets.
+    pub fn new(threads: usize, targets: usize) -> Self {
         Self {
             clock: Clock::start(),
+            boards: (0..threads)
+                .map(|_| Arc::new(Board::new(targets)))
+                .collect(),
             gate: Barrier::new(threads),
             at: AtomicU64::new(0),
+            stop_at: AtomicU64::new(Nanos::MAX),
             abandoned: AtomicBool::new(false),
             reason: Mutex::new(None),
         }
@@ -35,6 +45,26 @@ impl Start {
             .clone()
     }
 
+    /// The common start for whoever only watches; `None` while threads are getting ready.
+    pub fn agreed(&self) -> Option<Nanos> {
+        match self.at.load(Ordering::Acquire) {
+            0 => None,
+            at => Some(at),
+        }
+    }
+
+    /// Ends the run as soon as all threads can have noticed.
+    pub fn stop(&self) {
+        let at = self.clock.now() + STOP_MARGIN;
+        self.stop_at.fetch_min(at, Ordering::Relaxed);
+    }
+
+    /// When the run was stopped; never is `Nanos::MAX`.
+    #[inline]
+    pub fn stopped_at(&self) -> Nanos {
+        self.stop_at.load(Ordering::Relaxed)
+    }
+
     /// Waits for all threads, and returns the common start, or `None` if one of them cannot.
     pub fn agree(&self, ready: Result<(), String>) -> Option<Nanos> {
         if let Err(reason) = ready {
@@ -44,11 +74,12 @@ impl Start {
                 .unwrap_or_else(PoisonError::into_inner)
                 .get_or_insert(reason);
         }
-        if self.gate.wait().is_leader() {
+        // The barrier orders these accesses, except for the watcher's.
+        let leads = self.gate.wait().is_leader();
+        if leads && !self.abandoned.load(Ordering::Relaxed) {
             self.at
-                .store(self.clock.now() + START_MARGIN, Ordering::Relaxed);
+                .store(self.clock.now() + START_MARGIN, Ordering::Release);
         }
-        // The barrier orders these accesses.
         self.gate.wait();
         (!self.abandoned.load(Ordering::Relaxed)).then(|| self.at.load(Ordering::Relaxed))
     }
@@ -56,3 +87,7 @@ impl Start {
 
 /// Time between the last thread's readiness and the common start.
 const START_MARGIN: Nanos = 5 * MILLISECOND;
+
+/// Time between the wish to stop and the end of the load. Driving threads look at least every
+/// 50 ms, so all of them end at the same moment.
+const STOP_MARGIN: Nanos = 60 * MILLISECOND;

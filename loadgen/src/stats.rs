@@ -2,6 +2,7 @@
 
 use hdrhistogram::Histogram;
 
+use crate::board::Interval;
 use crate::clock::{Nanos, SECOND};
 use crate::failure::{Failure, Kind};
 use crate::samples::Samples;
@@ -20,6 +21,8 @@ pub struct Stats {
     pub cpu: CpuTime,
     /// How much of it was spun away, waiting for a due time.
     pub spun: Nanos,
+    /// Requests that still had no answer when a stopped run was over.
+    pub in_flight: u64,
 }
 
 /// What was measured of one target.
@@ -55,6 +58,9 @@ pub struct TargetStats {
     pub tls: Option<String>,
     /// Latencies by round, when targets are compared.
     pub rounds: Vec<Samples>,
+    /// What was over in each interval of the measured time and shortly after it. Later intervals
+    /// in which nothing was over are missing.
+    pub series: Vec<Interval>,
 }
 
 impl Stats {
@@ -66,6 +72,7 @@ impl Stats {
             wait: histogram(),
             cpu: CpuTime::default(),
             spun: 0,
+            in_flight: 0,
         }
     }
 
@@ -78,6 +85,7 @@ impl Stats {
         add(&mut self.wait, &other.wait);
         self.cpu += other.cpu;
         self.spun += other.spun;
+        self.in_flight += other.in_flight;
     }
 }
 
@@ -99,6 +107,7 @@ impl TargetStats {
             connections_failed: 0,
             tls: None,
             rounds: Vec::new(),
+            series: Vec::new(),
         }
     }
 
@@ -167,6 +176,13 @@ impl TargetStats {
         self.tls = self.tls.take().or(other.tls);
         for (index, samples) in other.rounds.into_iter().enumerate() {
             self.round(index).merge(samples);
+        }
+        if self.series.len() < other.series.len() {
+            self.series
+                .resize_with(other.series.len(), Interval::default);
+        }
+        for (ours, theirs) in self.series.iter_mut().zip(&other.series) {
+            ours.merge(theirs);
         }
     }
 }

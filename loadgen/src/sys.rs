@@ -1,4 +1,5 @@
-//! The kernel calls that no safe crate of ours offers. All of this program's `unsafe` is here.
+//! The kernel calls that no safe crate of ours offers. All of this program's `unsafe` is here and in
+//! [`crate::signals`].
 //!
 //! It holds a one-shot timer with the kernel's own resolution (monoio's timers round to 1 ms),
 //! a send and a receive that never block, the CPU time of a thread, and the limit on open files.
@@ -202,4 +203,25 @@ pub fn raise_open_files() -> u64 {
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
     }
     limit.rlim_cur
+}
+
+/// Makes the calling thread an ordinary one, whatever real-time priority it was started with. Where
+/// that is refused it stays as it is.
+pub fn leave_real_time() {
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameter` is valid and only read; zero is the calling thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &parameter) };
+}
+
+/// Columns and rows of the terminal on standard error, if it is one.
+pub fn terminal_size() -> Option<(usize, usize)> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCGWINSZ writes one winsize, which `size` is.
+    let answer = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &mut size) };
+    (answer == 0 && size.ws_col > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
 }

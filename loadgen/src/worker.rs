@@ -28,7 +28,7 @@ pub fn run(plan: Arc<Plan>, start: Arc<Start>, index: usize) -> Option<(Stats, D
             return None;
         }
     };
-    let core = Rc::new(Core::new(plan, start.clock));
+    let core = Rc::new(Core::new(plan, start.clone(), index));
     let driving = core.clone();
     let finished =
         runtime.block_on(async move { monoio::spawn(drive(driving, start, index, driver)).await });
@@ -95,12 +95,12 @@ async fn open_all(core: &Rc<Core>, timer: &Timer, index: usize) -> Vec<Rc<Slot>>
 async fn drain(core: &Rc<Core>, timer: &Timer, slots: &[Rc<Slot>]) {
     let mut sweeper = Sweeper::new(core);
     // Each request has a deadline, so this ends.
-    while core.in_flight() > 0 {
+    while core.in_flight() > 0 && !core.impatient() {
         pause(timer, MILLISECOND).await;
         sweeper.look(core.clock().now(), slots);
     }
     let give_up = core.clock().now() + CLOSING_MAX;
-    while core.alive() > 0 && core.clock().now() < give_up {
+    while core.alive() > 0 && core.clock().now() < give_up && !core.impatient() {
         core.dismiss_free();
         // The first turn lets them close. Whoever is still connecting is left to the kernel.
         pause(timer, MILLISECOND / 10).await;

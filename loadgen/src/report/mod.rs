@@ -1,6 +1,7 @@
-//! What a run came to: computed once as [`Report`], then shown as a table, as JSON, or as a
-//! percentile file.
+//! What a run came to: computed once as [`Report`], then shown as a table, as JSON, second by second
+//! or as a percentile file.
 
+mod csv;
 mod hgrm;
 mod table;
 
@@ -10,14 +11,17 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::board::{Interval, interval_length};
+use crate::clock::{Nanos, SECOND};
 use crate::compare::{self, Difference, Finding};
 use crate::failure::Kind;
 use crate::gate::{Gate, Metric, Time};
-use crate::plan::{Load, Plan};
+use crate::plan::{Load, Plan, Timeline, nanos};
 use crate::rt::Driver;
 use crate::stats::{Stats, TargetStats};
 use crate::sys::CpuTime;
-use crate::watch::Usage;
+use crate::target::Target;
+use crate::watch::{Cut, Observed, Usage};
 
 /// A finished run. Its JSON form is what `--json` prints; times are microseconds.
 #[derive(Debug, Serialize)]
@@ -40,6 +44,12 @@ pub struct Report {
     pub driver: &'static str,
     /// The measured time, seconds.
     pub duration_s: f64,
+    /// Whether a signal cut the run short: the figures are those of the part before it.
+    pub partial: bool,
+    /// That signal.
+    pub stopped_by: Option<&'static str>,
+    /// Requests that still had no answer shortly after it. They are in no other figure.
+    pub in_flight: u64,
     /// Whether the generator kept its schedule well enough.
     pub valid: bool,
     /// What the reader must know before believing the figures.
@@ -54,6 +64,15 @@ pub struct Report {
     pub watched: BTreeMap<String, WatchedReport>,
     /// The conditions asked for.
     pub gates: Vec<GateReport>,
+    /// How the run was cut short, if it was.
+    #[serde(skip)]
+    pub cut: Option<Cut>,
+    /// How long each interval of the targets' series is.
+    #[serde(skip)]
+    interval: Nanos,
+    /// The measured time, from zero.
+    #[serde(skip)]
+    timeline: Timeline,
 }
 
 /// One target's figures.
@@ -93,6 +112,8 @@ pub struct TargetReport {
     pub connections: Connections,
     #[serde(skip)]
     corrected: Histogram<u64>,
+    #[serde(skip)]
+    series: Vec<Interval>,
 }
 
 /// A distribution of times, microseconds.
@@ -208,19 +229,36 @@ impl Report {
         plan: &Plan,
         gates: &[Gate],
         mut stats: Stats,
-        usage: Usage,
+        observed: Observed,
         driver: Driver,
         command: Vec<String>,
     ) -> Self {
+        let cut = observed.cut;
+        let mut timeline = plan.timeline(0);
+        if let Some(cut) = cut {
+            timeline.end = timeline.measure_from + nanos(cut.measured);
+        }
+        if cut.is_some() {
+            // The last round may lack a part of one target's slice.
+            let whole = timeline.round_index(timeline.end);
+            for target in &mut stats.targets {
+                target.rounds.truncate(whole);
+            }
+        }
         let comparisons = compare_all(plan, &mut stats);
         let targets: Vec<TargetReport> = plan
             .targets
             .iter()
             .zip(std::mem::take(&mut stats.targets))
-            .map(|(target, stats)| target_report(plan, target, stats))
+            .enumerate()
+            .map(|(index, (target, stats))| {
+                let driven = timeline.driven(index, timeline.measure_from, timeline.end);
+                target_report(target, stats, driven)
+            })
             .collect();
         let good = targets.iter().map(|target| target.good_in_time).sum();
-        let generator = generator(plan, &stats, good);
+        let measured = timeline.end - timeline.measure_from;
+        let generator = generator(plan, &stats, good, Duration::from_nanos(measured));
         let valid = stats.lag.value_at_quantile(0.99) <= crate::plan::nanos(plan.lag_bound);
         let mut report = Self {
             loadgen: env!("CARGO_PKG_VERSION"),
@@ -237,14 +275,20 @@ impl Report {
             cpus: plan.cpus.clone(),
             connections: plan.connections,
             driver: driver.name(),
-            duration_s: plan.duration.as_secs_f64(),
+            duration_s: measured as f64 / 1e9,
+            partial: cut.is_some(),
+            stopped_by: cut.map(|cut| cut.signal.name()),
+            in_flight: stats.in_flight,
             valid,
             remarks: Vec::new(),
             targets,
             comparisons,
             generator,
-            watched: watched(usage, good),
+            watched: watched(observed.usage, good),
             gates: Vec::new(),
+            cut,
+            interval: interval_length(plan.duration),
+            timeline,
         };
         report.remarks = remarks(plan, &report);
         report.gates = gates
@@ -259,6 +303,30 @@ impl Report {
         self.gates.iter().any(|gate| gate.failed)
     }
 
+    /// What was over in each stretch of `length` of the measured time, which is a multiple of the
+    /// interval. Stretches after its end are there if something was over in them.
+    fn moments(&self, target: usize, length: Nanos) -> Vec<Moment> {
+        let measured = self.timeline.end - self.timeline.measure_from;
+        let series = &self.targets[target].series;
+        let each = (length / self.interval).max(1) as usize;
+        let count = (measured.div_ceil(length) as usize).max(series.len().div_ceil(each));
+        (0..count)
+            .map(|index| {
+                let from = index as Nanos * length;
+                let start = self.timeline.measure_from + from;
+                let mut seen = Interval::default();
+                for interval in series.iter().skip(index * each).take(each) {
+                    seen.merge(interval);
+                }
+                Moment {
+                    from,
+                    driven: self.timeline.driven(target, start, start + length),
+                    seen,
+                }
+            })
+            .collect()
+    }
+
     /// The whole as one JSON document.
     ///
     /// # Errors
@@ -268,8 +336,24 @@ impl Report {
     }
 }
 
-fn target_report(plan: &Plan, target: &crate::target::Target, stats: TargetStats) -> TargetReport {
-    let share = plan.duration.as_secs_f64() / plan.targets.len() as f64;
+/// A stretch of the measured time.
+struct Moment {
+    /// When it began, counted from the beginning of the measured time.
+    from: Nanos,
+    /// How long the target was under load in it.
+    driven: Nanos,
+    /// What was over in it.
+    seen: Interval,
+}
+
+impl Moment {
+    /// Good answers per second under load; nothing if it was under none.
+    fn rate(&self) -> Option<f64> {
+        (self.driven > 0).then(|| self.seen.good as f64 * SECOND as f64 / self.driven as f64)
+    }
+}
+
+fn target_report(target: &Target, stats: TargetStats, driven: Nanos) -> TargetReport {
     TargetReport {
         name: target.name.clone(),
         url: target.url.clone(),
@@ -277,7 +361,10 @@ fn target_report(plan: &Plan, target: &crate::target::Target, stats: TargetStats
         requests: stats.requests(),
         good: stats.good,
         good_in_time: stats.good_in_time,
-        rps: stats.good_in_time as f64 / share,
+        rps: match driven {
+            0 => 0.0,
+            driven => stats.good_in_time as f64 * SECOND as f64 / driven as f64,
+        },
         errors: Kind::ALL
             .into_iter()
             .zip(stats.failures)
@@ -309,13 +396,14 @@ fn target_report(plan: &Plan, target: &crate::target::Target, stats: TargetStats
         },
         tls: stats.tls,
         corrected: stats.corrected,
+        series: stats.series,
     }
 }
 
-fn generator(plan: &Plan, stats: &Stats, good: u64) -> Generator {
+fn generator(plan: &Plan, stats: &Stats, good: u64, measured: Duration) -> Generator {
     let spun = Duration::from_nanos(stats.spun);
     let work = stats.cpu.total().saturating_sub(spun);
-    let available = plan.duration.as_secs_f64() * plan.threads as f64;
+    let available = (measured.as_secs_f64() * plan.threads as f64).max(f64::MIN_POSITIVE);
     Generator {
         lag: latency(&stats.lag),
         wait: latency(&stats.wait),
@@ -390,6 +478,20 @@ fn compared(difference: &Difference) -> ComparedQuantile {
 fn remarks(plan: &Plan, report: &Report) -> Vec<String> {
     let mut remarks = Vec::new();
     let own = &report.generator;
+    if let Some(cut) = report.cut {
+        remarks.push(format!(
+            "PARTIAL: stopped by {} after {:.1} s of {:.1} s{}",
+            cut.signal.name(),
+            cut.measured.as_secs_f64(),
+            plan.duration.as_secs_f64(),
+            match (cut.measured, report.in_flight) {
+                (Duration::ZERO, _) => "; that was in the warm-up, so nothing was measured".into(),
+                (_, 0) => String::new(),
+                (_, n) =>
+                    format!("; {n} requests had no answer yet and are in none of these figures"),
+            }
+        ));
+    }
     if !report.valid {
         remarks.push(format!(
             "INVALID: the generator sent requests {} late at p99 (bound {}); give it more \
@@ -474,11 +576,6 @@ fn quantile_name(quantile: f64) -> String {
         1.0 => "max".to_owned(),
         q => format!("p{}", (q * 1000.0).round() / 10.0),
     }
-}
-
-/// How long a run takes at most, told before it starts.
-pub fn length(plan: &Plan) -> Duration {
-    plan.warmup + plan.duration
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 mod comparing;
 mod errors;
 mod latency;
+mod output;
 mod server;
 mod traffic;
 
