@@ -5,6 +5,7 @@ was expected, and the cure, because a scenario that is silently not what its fil
 """
 
 import dataclasses
+import functools
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,7 @@ def names(directory=DIRECTORY):
     return sorted(path.stem for path in Path(directory).glob("*.toml"))
 
 
+@functools.cache
 def load_all(directory=DIRECTORY):
     """All scenarios, in the order in which a full run takes them: kinds as above, then names."""
     order = list(KINDS)

@@ -1,0 +1,167 @@
+import re
+import tempfile
+import unittest
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+from harness import history, markdown, plots, render
+from harness.contender import CannotMeasure
+
+
+def line(scenario, contender, kind=None, at=None, **figures):
+    made = {"time": "2026-01-01T00:00:00+00:00", "commit": "abc", "dirty": False, "machine": "a machine",
+            "scenario": scenario, "kind": kind or scenario.partition("-")[0], "contender": contender,
+            "version": f"{contender} 1", "rounds": 3, "seconds": 2}
+    if at is not None:
+        made["at"] = at
+    for key, values in figures.items():
+        made[key] = {"median": sorted(values)[len(values) // 2], "all": values} if isinstance(values, list) else values
+    return made
+
+
+LINES = [
+    line("saturated", "claviger", cpu_us_per_request=[14.0, 15.0, 16.0], rps=[60000.0], judge_bound=True,
+         cpu_ratio_to_nginx=[0.6]),
+    line("saturated", "nginx", cpu_us_per_request=[24.0, 25.0, 26.0], rps=[40000.0]),
+    line("saturated", "direct", rps=[80000.0], judge_bound=True),
+    line("open-1000", "claviger", cpu_us_per_request=[100.0], p99_us=[300.0], p50_us=[90.0]),
+    line("open-10000", "claviger", cpu_us_per_request=[50.0], p99_us=[3000.0], p50_us=[95.0]),
+    line("open-10000", "caddy", not_held=7000),
+    line("growth-routes", "claviger", "growth", 1, cpu_us_per_request=[14.0]),
+    line("growth-routes", "claviger", "growth", 10000, cpu_us_per_request=[15.0]),
+    line("reload", "nginx", failed=[0]),
+    line("reload", "envoy", not_supported="Envoy has no <reload>"),
+]
+
+
+class Documents(unittest.TestCase):
+    def test_the_best_is_bold_unless_the_judge_held_one_back(self):
+        table = render.summary_table(LINES).splitlines()
+        cpu = next(row for row in table if row.startswith("| CPU per request, saturated"))
+        rps = next(row for row in table if row.startswith("| requests per second"))
+        self.assertIn("| **15.00** | 25.00 |", cpu)
+        self.assertIn("| [60,000] | 40,000 |", rps)
+
+    def test_what_is_missing_is_said(self):
+        table = render.summary_table(LINES)
+        self.assertIn("cannot", next(row for row in table.splitlines() if "10,000/s, us" in row))
+        self.assertIn("no means", next(row for row in table.splitlines() if "failed requests" in row))
+
+    def test_a_scenario_s_table_has_its_rates(self):
+        text = render.scenario_tables(LINES, "open")
+        self.assertIn("`open-1000`:", text)
+        self.assertIn("`open-10000`:", text)
+        self.assertEqual(render.scenario_tables(LINES, "tail"), "Not measured yet.")
+
+    def test_only_what_stands_between_markers_changes(self):
+        text = "before\n<!-- perf:summary -->\nold\n<!-- /perf -->\nbetween\n<!-- perf:saturated -->\n<!-- /perf -->\nafter\n"
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "document.md"
+            path.write_text(text)
+            self.assertEqual(render.documents(LINES, write=False, paths=[path]), [path])
+            self.assertEqual(path.read_text(), text)
+            render.documents(LINES, write=True, paths=[path])
+            made = path.read_text()
+            self.assertEqual(render.documents(LINES, write=True, paths=[path]), [])
+        self.assertTrue(made.startswith("before\n<!-- perf:summary -->\n| "))
+        self.assertTrue(made.endswith("<!-- /perf -->\nafter\n"))
+        self.assertNotIn("old", made)
+        with self.assertRaisesRegex(CannotMeasure, "`perf:speed` is neither"):
+            render.filled("<!-- perf:speed -->\n<!-- /perf -->", LINES, "it.md")
+        with self.assertRaisesRegex(CannotMeasure, "no `<!-- perf:NAME -->` marker"):
+            render.filled("words", LINES, "it.md")
+
+    def test_the_committed_documents_say_what_the_history_says(self):
+        lines = history.latest(history.read())
+        self.assertEqual([path.name for path in render.documents(lines, write=False)], [], "run: perf/render --write")
+
+
+class Tags(HTMLParser):
+    """Whether what is opened is closed."""
+
+    VOID = {"meta", "path", "rect", "circle", "br"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append((tag, dict(attributes)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag, f"{tag} closes another"
+
+
+class Report(unittest.TestCase):
+    def setUp(self):
+        self.page = render.page(LINES)
+
+    def test_it_is_whole_and_needs_nothing_else(self):
+        tags = Tags()
+        tags.feed(self.page)
+        self.assertEqual(tags.open, [])
+        for tag, attributes in tags.seen:
+            self.assertNotIn(tag, ("script", "link", "img", "iframe"))
+            self.assertNotIn("src", attributes)
+            if tag == "a" and not attributes["href"].startswith("https://"):
+                self.assertTrue(f'id="{attributes["href"][1:]}"' in self.page, attributes)
+        self.assertNotIn("@import", self.page)
+        self.assertIsNone(re.search(r"url\((?!#)", self.page))
+
+    def test_what_the_judge_limited_is_hatched(self):
+        plot = self.page[self.page.index('id="rate"'):]
+        plot = plot[: plot.index("</figure>")]
+        self.assertEqual(plot.count('class="hatch"'), 2)
+        self.assertNotIn('class="hatch"', render.bar_card(LINES, "saturated", None, "cpu_us_per_request", "x"))
+
+    def test_text_is_escaped(self):
+        self.assertIn("Envoy has no &lt;reload&gt;", self.page)
+        self.assertNotIn("<reload>", self.page)
+
+    def test_the_committed_history_makes_a_page(self):
+        lines = history.latest(history.read())
+        self.assertIn("<h2>Summary</h2>", render.page(lines))
+
+
+class Plots(unittest.TestCase):
+    def test_bars_are_well_formed_and_to_scale(self):
+        svg = plots.bars([plots.Bar("nginx", "a & b", 10.0, 9.0, 11.0, False, "10"),
+                          plots.Bar("claviger", "c", 5.0, None, None, True, "5")])
+        root = ElementTree.fromstring(svg)
+        widths = [float(rect.get("width")) for rect in root.iter("rect")]
+        self.assertAlmostEqual(widths[0], 2 * widths[1], delta=0.2)
+        self.assertEqual(widths[1], widths[2])
+
+    def test_lines_are_well_formed(self):
+        points = [plots.Point(1000, 5.0, 4.0, 6.0), plots.Point(10000, 50.0, -1.0, 60.0, True)]
+        for log in (True, False):
+            root = ElementTree.fromstring(plots.lines([plots.Series("nginx", "n", points)], "x", "y", y_log=log))
+            self.assertEqual(len(list(root.iter("circle"))), 2)
+        self.assertEqual(plots.lines([plots.Series("nginx", "n", [])], "x", "y"), "")
+
+    def test_ticks_are_round_and_hold_everything(self):
+        for low, high in ((0, 7), (0, 123.4), (-3, 40), (0, 0.02), (5, 5)):
+            found = plots.ticks(low, high)
+            self.assertLessEqual(found[0], low)
+            self.assertGreaterEqual(found[-1], high)
+            self.assertLessEqual(len(found), plots.TICKS + 2)
+        self.assertEqual(plots.log_ticks(2, 50), [1, 3, 10, 30, 100])
+        self.assertEqual(plots.short(10000), "10k")
+
+
+class Markdown(unittest.TestCase):
+    def test_what_notes_use(self):
+        text = "# A\n\nwords `<b>` **x** [l](https://e.org) [m](file.md)\n\n| a | b |\n|---|---|\n| `c` | d |\n\n- one\n- two\n"
+        self.assertEqual(
+            markdown.html(text),
+            '<h3>A</h3><p>words <code>&lt;b&gt;</code> <strong>x</strong> <a href="https://e.org">l</a> m</p>'
+            "<div class='scroll'><table class='words'><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>"
+            "<code>c</code></td><td>d</td></tr></tbody></table></div><ul><li>one</li><li>two</li></ul>")
+
+
+if __name__ == "__main__":
+    unittest.main()
