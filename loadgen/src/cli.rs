@@ -1,5 +1,7 @@
 //! The command line, and how it becomes a [`Plan`]. Every mistake is named with its cure.
 
+mod load;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -10,12 +12,14 @@ use std::time::Duration;
 use clap::Parser;
 use rustls::pki_types::ServerName;
 
+use self::load::{LoadArgs, OneRequest};
 use crate::gate::{self, Gate};
 use crate::live::Progress;
 use crate::plan::{Load, Plan, nanos};
+use crate::rate::Course;
 use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
-use crate::target::{RequestParts, StatusSet, Target, Url, render};
+use crate::target::{StatusSet, Target, TlsTarget, Url};
 use crate::tls::{self, Trust};
 use crate::watch::Watched;
 
@@ -33,15 +37,15 @@ pub struct Args {
     pub url: Option<String>,
 
     /// Open loop: requests per second over all threads. Without it the loop is closed
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", group = "rate")]
     pub rps: Option<f64>,
 
     /// How arrivals of the open loop are spaced
-    #[arg(long, value_enum, default_value_t = Arrivals::Constant, requires = "rps")]
+    #[arg(long, value_enum, default_value_t = Arrivals::Constant, requires = "rate")]
     pub arrivals: Arrivals,
 
     /// Closed loop: requests under way at any time; each has a connection
-    #[arg(long, value_name = "N", conflicts_with_all = ["rps", "connections"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["rate", "connections"])]
     pub concurrency: Option<usize>,
 
     /// Connections per target
@@ -92,6 +96,9 @@ pub struct Args {
     /// Request body, from a file
     #[arg(long, value_name = "FILE")]
     pub data_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub load: LoadArgs,
 
     /// Connect to this address instead of the URL's; TLS still verifies the URL's name
     #[arg(long = "connect", value_name = "[TARGET=]ADDR:PORT")]
@@ -219,14 +226,20 @@ impl Args {
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let load = match self.rps {
-            Some(rate) if rate.is_finite() && rate > 0.0 => Load::Open {
-                rate,
+        let course = self.course()?;
+        let load = match &course {
+            Some(course) => Load::Open {
+                rate: course.mean(),
                 arrivals: self.arrivals,
             },
-            Some(_) => return Err("--rps must be above zero".into()),
             None => Load::Closed,
         };
+        if targets.len() > 1 && matches!(course, Some(Course::Ramp(..) | Course::Steps(_))) {
+            return Err(
+                "--ramp and --steps take one target; compared targets take turns at one rate"
+                    .into(),
+            );
+        }
         let cpus = self.cpus.clone().map_or(Vec::new(), |list| list.0);
         let connections = self.concurrency.unwrap_or(self.connections);
         let threads = self.threads.unwrap_or(cpus.len().max(1));
@@ -250,6 +263,7 @@ impl Args {
         let plan = Plan {
             targets,
             load,
+            course,
             connections,
             threads,
             cpus,
@@ -259,12 +273,26 @@ impl Args {
             timeout: self.timeout,
             spin: Duration::from_micros(self.spin_us),
             new_connection: self.new_connection,
+            requests_per_connection: self.load.requests_per_connection.unwrap_or(u64::MAX),
+            idle: self.load.idle,
+            idle_every: self.load.idle_every.unwrap_or_default(),
+            by_request: self.load.scenario.is_some(),
             driver: self.driver,
             lag_bound: self.lag_bound,
             seed: self.seed,
             watched: self.watch.clone(),
         };
         Ok((plan, gates))
+    }
+
+    /// How the open loop's rate runs; none for the closed loop.
+    fn course(&self) -> Result<Option<Course>, String> {
+        match (self.rps, &self.load.ramp, &self.load.steps) {
+            (Some(rate), ..) if rate.is_finite() && rate > 0.0 => Ok(Some(Course::Constant(rate))),
+            (Some(_), ..) => Err("--rps must be above zero".into()),
+            (None, Some(course), _) | (None, None, Some(course)) => Ok(Some(course.clone())),
+            (None, None, None) => Ok(None),
+        }
     }
 
     fn build_targets(&self) -> Result<Vec<Target>, String> {
@@ -292,34 +320,41 @@ impl Args {
         let connects = per_target("--connect", &self.connects, &names)?;
         let own_headers = per_target("--target-header", &self.target_headers, &names)?;
 
-        let body = body(&self.data, self.data_file.as_ref(), "--data-file")?.unwrap_or_default();
-        let expected_body: Option<Arc<[u8]>> = body_option(
-            &self.expect_body,
-            self.expect_body_file.as_ref(),
-            "--expect-body-file",
-        )?;
-        let expected_status = match &self.expect_status {
-            Some(text) => StatusSet::parse(text)?,
-            None => StatusSet::success(),
+        let one = OneRequest {
+            method: self.method.clone(),
+            body: body(&self.data, self.data_file.as_ref(), "--data-file")?,
+            expected_status: match &self.expect_status {
+                Some(text) => Some(StatusSet::parse(text)?),
+                None => None,
+            },
+            expected_body: body(
+                &self.expect_body,
+                self.expect_body_file.as_ref(),
+                "--expect-body-file",
+            )?
+            .map(Arc::from),
         };
-        let method = self
-            .method
-            .clone()
-            .unwrap_or_else(|| if body.is_empty() { "GET" } else { "POST" }.to_owned());
+        let specs = self.load.specs(one, self.course()?.is_none())?;
+        let pairs = self.load.client_pairs()?;
         let headers = header_lines(self.headers.iter().map(String::as_str))?;
 
-        let mut config = None;
+        let mut configs = None;
         urls.into_iter()
             .map(|(name, text)| {
                 let url = Url::parse(text)?;
                 let tls = if url.tls {
                     let server_name = ServerName::try_from(url.host.clone())
                         .map_err(|_| format!("--target {name}: its host is no name that a certificate can have"))?;
-                    let config = match &config {
-                        Some(config) => Arc::clone(config),
-                        None => Arc::clone(config.insert(tls::client_config(self.trust(), self.resume)?)),
+                    let configs = match &configs {
+                        Some(configs) => Vec::clone(configs),
+                        None => configs
+                            .insert(tls::client_configs(self.trust(), self.resume, &pairs)?)
+                            .clone(),
                     };
-                    Some((config, server_name))
+                    Some(TlsTarget {
+                        name: server_name,
+                        configs,
+                    })
                 } else {
                     None
                 };
@@ -332,22 +367,16 @@ impl Args {
                 let own = own_headers.get(&name).map_or(&[][..], Vec::as_slice);
                 let mut all = headers.clone();
                 all.extend(header_lines(own.iter().map(String::as_str))?);
-                let request = render(&RequestParts {
-                    method: &method,
-                    url: &url,
-                    headers: &all,
-                    body: &body,
-                    close: self.new_connection,
-                })?;
+                let requests =
+                    self.load
+                        .requests(&specs, &url, &all, self.new_connection)?;
                 Ok(Target {
                     name,
                     url: without_query(text).to_owned(),
                     address,
                     tls,
-                    request,
-                    is_head: method == "HEAD",
-                    expected_status: expected_status.clone(),
-                    expected_body: expected_body.clone(),
+                    requests,
+                    callers: self.load.callers()?,
                 })
             })
             .collect()
@@ -469,14 +498,6 @@ fn body(
     }
 }
 
-fn body_option(
-    text: &Option<String>,
-    file: Option<&PathBuf>,
-    option: &str,
-) -> Result<Option<Arc<[u8]>>, String> {
-    Ok(body(text, file, option)?.map(Arc::from))
-}
-
 fn resolve(address: &str) -> Result<SocketAddr, String> {
     address
         .to_socket_addrs()
@@ -550,8 +571,8 @@ mod tests {
         assert_eq!(plan.targets[0].name, "127.0.0.1");
         assert_eq!(plan.targets[0].address.port(), 1);
         assert!(
-            plan.targets[0]
-                .request
+            plan.targets[0].requests[0].forms[0]
+                .bytes
                 .starts_with(b"GET /x?a=b HTTP/1.1\r\nHost: 127.0.0.1:1\r\n")
         );
         assert_eq!(plan.slice, plan.warmup + plan.duration);
@@ -589,8 +610,8 @@ mod tests {
         assert_eq!(plan.threads, 2);
         assert_eq!(plan.targets[1].address.to_string(), "127.0.0.9:9");
         assert_eq!(gates.len(), 1);
-        let a = String::from_utf8(plan.targets[0].request.to_vec()).unwrap();
-        let b = String::from_utf8(plan.targets[1].request.to_vec()).unwrap();
+        let a = String::from_utf8(plan.targets[0].requests[0].forms[0].bytes.clone()).unwrap();
+        let b = String::from_utf8(plan.targets[1].requests[0].forms[0].bytes.clone()).unwrap();
         assert!(a.contains("X-A: 1") && a.contains("X-B: 2") && !b.contains("X-A"));
     }
 

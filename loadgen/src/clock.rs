@@ -18,6 +18,8 @@ pub const MILLISECOND: Nanos = 1_000_000;
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     origin: Instant,
+    /// CLOCK_MONOTONIC at the origin.
+    origin_monotonic: u64,
 }
 
 impl Clock {
@@ -25,6 +27,7 @@ impl Clock {
     pub fn start() -> Self {
         Self {
             origin: Instant::now(),
+            origin_monotonic: crate::sys::monotonic(),
         }
     }
 
@@ -33,5 +36,11 @@ impl Clock {
     pub fn now(&self) -> Nanos {
         // 2^64 ns are 584 years.
         self.origin.elapsed().as_nanos() as Nanos
+    }
+
+    /// How long ago another process of this machine read `monotonic` from its CLOCK_MONOTONIC.
+    /// Zero if it lies ahead, as a stamp from another machine may.
+    pub fn since_monotonic(&self, now: Nanos, monotonic: u64) -> Nanos {
+        (self.origin_monotonic + now).saturating_sub(monotonic)
     }
 }

@@ -3,32 +3,43 @@
 use std::io;
 use std::rc::Rc;
 
+use crate::alarm::Purpose;
 use crate::clock::{MILLISECOND, Nanos};
 use crate::core::{Core, Due};
+use crate::exchange::Exchange;
 use crate::failure::{Failure, Kind};
 use crate::plan::Load;
-use crate::response::{AtEnd, ResponseReader};
 use crate::slot::{Slot, Work};
-use crate::stream::{self, Received, Stream, Taken};
+use crate::stream::{self, Stream};
 use crate::target::Target;
 
 /// Runs a slot until it is told to quit. Failures are counted, never retried.
 pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
     let target = &core.plan().targets[slot.target];
-    let mut reader = ResponseReader::new(target.expected_body.clone());
+    let mut exchange = Exchange::new(core.clone(), slot.clone());
     let reuse = !core.plan().new_connection;
+    let uses_max = core.plan().requests_per_connection;
 
     let mut stream = None;
     if reuse {
         stream = open(&core, &slot, target, None).await.ok();
     }
     core.opened(stream.is_some());
+    let mut uses = 0;
+    // A closed loop's connection rests after an answer; an alarm gives it its next request.
+    let mut resting = false;
     loop {
         // A closed loop has the next request ready; an open one may have some waiting.
-        let due = match core.next_due(slot.target) {
+        let ready = match resting {
+            true => None,
+            false => core.next_due(slot.target),
+        };
+        let due = match ready {
             Some(due) => due,
             None => {
-                core.park(&slot);
+                if !resting {
+                    core.park(&slot);
+                }
                 let alive = match &mut stream {
                     Some(open) => stream::idle(open, &slot).await,
                     None => {
@@ -40,13 +51,17 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
                     // Ordinary weather: the server's idle time is up. Open the next one now, so
                     // that no request has to wait for it.
                     stream = None;
+                    uses = 0;
                     core.closed_idle(&slot);
-                    if reuse && core.running() && core.unpark(&slot) {
+                    let unparked = core.unpark(&slot);
+                    if reuse && core.running() && (unparked || resting) {
                         stream = open(&core, &slot, target, None).await.ok();
+                        resting &= !unparked;
                         continue;
                     }
                     slot.wait_for_work().await;
                 }
+                resting = false;
                 match slot.take_work() {
                     Some(Work::Request { due }) => Due {
                         at: due,
@@ -58,29 +73,43 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
             }
         };
 
+        let choice = core.choose(slot.target);
+        let request = &target.requests[choice.request as usize];
         let sent = core.clock().now();
         core.began(due, sent);
-        slot.set_deadline(core.deadline(due.at));
+        slot.set_deadline(core.deadline_of(request, due.at));
         let outcome = match stream.take() {
-            Some(mut open) => exchange(&mut open, &mut reader, target, &slot)
+            Some(mut open) => exchange
+                .run(&mut open, choice, due.at)
                 .await
-                .map(|keep| keep.then_some(open)),
+                .map(|keep| (open, keep)),
             None => match open(&core, &slot, target, Some(due.at)).await {
-                Ok(mut open) => exchange(&mut open, &mut reader, target, &slot)
+                Ok(mut open) => exchange
+                    .run(&mut open, choice, due.at)
                     .await
-                    .map(|keep| keep.then_some(open)),
+                    .map(|keep| (open, keep)),
                 Err(failure) => Err(failure),
             },
         };
         slot.clear_deadline();
+        uses += 1;
         match outcome {
-            Ok(kept) => {
-                core.finished(slot.target, due.at, sent, &reader);
-                stream = kept.filter(|_| reuse);
+            Ok((open, keep)) => {
+                core.finished(slot.target, choice, due.at, sent, exchange.answer());
+                if keep && reuse && uses < uses_max {
+                    stream = Some(open);
+                } else if keep {
+                    open.close();
+                }
+                if request.think > 0 && core.plan().load == Load::Closed && core.running() {
+                    resting = true;
+                    let until = core.clock().now() + request.think;
+                    core.alarms().set(until, slot.clone(), Purpose::Rested);
+                }
             }
             Err(failure) => {
                 let unreachable = failure.kind == Kind::Connect;
-                core.failed(slot.target, due.at, failure);
+                core.failed(slot.target, choice, due.at, failure);
                 if unreachable {
                     if core.plan().load == Load::Closed {
                         // Nothing else paces a closed loop whose server is gone.
@@ -90,8 +119,11 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
                 }
             }
         }
-        if reuse && stream.is_none() && core.running() {
-            stream = open(&core, &slot, target, None).await.ok();
+        if stream.is_none() {
+            uses = 0;
+            if reuse && core.running() {
+                stream = open(&core, &slot, target, None).await.ok();
+            }
         }
     }
     if let Some(stream) = stream {
@@ -101,7 +133,10 @@ pub async fn run(core: Rc<Core>, slot: Rc<Slot>) {
 }
 
 /// Opens a connection, for a request that was due at `due` or in reserve.
-async fn open(
+///
+/// # Errors
+/// Why there is none. In reserve it has been counted.
+pub async fn open(
     core: &Core,
     slot: &Slot,
     target: &Target,
@@ -111,7 +146,7 @@ async fn open(
     if due.is_none() {
         slot.set_deadline(core.deadline(began));
     }
-    let opened = stream::open(target.address, target.tls.as_ref(), slot).await;
+    let opened = stream::open(target.address, target.tls_of(slot.index), slot).await;
     if due.is_none() {
         slot.clear_deadline();
     }
@@ -123,50 +158,6 @@ async fn open(
         Err(_) => {}
     }
     opened
-}
-
-/// Sends the request and reads its answer. Returns whether the connection may be used again.
-async fn exchange<W: Future<Output = io::Result<()>>>(
-    stream: &mut Stream<W>,
-    reader: &mut ResponseReader,
-    target: &Target,
-    slot: &Slot,
-) -> Result<bool, Failure> {
-    reader.begin(target.is_head);
-    stream.send(&target.request, slot).await?;
-    while !reader.is_done() {
-        let received = stream
-            .receive(slot, |piece| match reader.feed(piece) {
-                Ok(used) if used < piece.len() => {
-                    Err(Failure::new(Kind::Protocol, "bytes after the response"))
-                }
-                Ok(_) if reader.is_done() => Ok(Taken::Enough),
-                Ok(_) => Ok(Taken::More),
-                Err(malformed) => Err(Failure::new(Kind::Protocol, malformed.0)),
-            })
-            .await?;
-        if let Received::End { clean } = received {
-            match reader.end() {
-                AtEnd::Complete if clean => break,
-                AtEnd::Complete => {
-                    return Err(Failure::new(
-                        Kind::Truncated,
-                        "the body ends with the connection, but TLS did not announce the end",
-                    ));
-                }
-                AtEnd::BeforeResponse => {
-                    return Err(Failure::new(
-                        Kind::Reset,
-                        "closed before a byte of the answer",
-                    ));
-                }
-                AtEnd::Truncated => {
-                    return Err(Failure::new(Kind::Truncated, "closed within the answer"));
-                }
-            }
-        }
-    }
-    Ok(reader.keep_alive())
 }
 
 /// How long a connection of a closed loop waits after it could not connect.

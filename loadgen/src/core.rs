@@ -5,15 +5,19 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::alarm::{Alarms, Purpose};
 use crate::board::Recorder;
 use crate::clock::{Clock, MILLISECOND, Nanos};
 use crate::failure::{Failure, Kind};
 use crate::plan::{Load, Plan, Timeline, nanos};
+use crate::rate::Step;
+use crate::request::{Choice, Chooser, Request};
 use crate::response::ResponseReader;
 use crate::slot::{Slot, Work};
 use crate::start::Start;
-use crate::stats::{Stats, TargetStats, record};
+use crate::stats::{PartStats, SseStats, Stats, TargetStats, WebSocketStats, record};
 use crate::sys::CpuTime;
+use crate::target::Target;
 
 /// One thread's state, shared by its tasks.
 pub struct Core {
@@ -24,10 +28,13 @@ pub struct Core {
     /// `None` before the start.
     timeline: Cell<Option<Timeline>>,
     timeout: Nanos,
+    /// The parts of the measured time that have figures of their own.
+    steps: Vec<Step>,
     /// One per target.
     lanes: Vec<Lane>,
     stats: RefCell<Stats>,
     openings: Cell<Openings>,
+    alarms: Alarms,
     /// Requests that connections are working on.
     in_flight: Cell<usize>,
     /// Connection tasks that have not quit.
@@ -39,16 +46,32 @@ pub struct Core {
 
 /// Free connections and waiting requests of one target. At least one of the two is empty,
 /// except while connections are being opened.
-#[derive(Default)]
 struct Lane {
     free: RefCell<VecDeque<Rc<Slot>>>,
     waiting: RefCell<VecDeque<Nanos>>,
+    traffic: Traffic,
+    /// What had gone over the connections when measuring began.
+    traffic_before: Cell<(u64, u64)>,
+    chooser: RefCell<Chooser>,
+    chooser_idle: RefCell<Chooser>,
+}
+
+/// Body bytes that have gone over a target's connections so far.
+#[derive(Default)]
+pub struct Traffic {
+    /// Towards the server.
+    pub sent: Cell<u64>,
+    /// From the server.
+    pub received: Cell<u64>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Openings {
     succeeded: usize,
     failed: usize,
+    /// The same of idle connections.
+    idle_succeeded: usize,
+    idle_failed: usize,
 }
 
 /// A request for a connection to send.
@@ -63,14 +86,28 @@ pub struct Due {
 impl Core {
     /// The state of thread `index`, which has done nothing yet.
     pub fn new(plan: Arc<Plan>, start: Arc<Start>, index: usize) -> Self {
+        let lane = |target: &Target| {
+            // Threads draw sequences of their own; targets under comparison draw the same.
+            let seed = plan.seed.wrapping_add(index as u64);
+            Lane {
+                chooser: RefCell::new(Chooser::new(&target.requests, seed)),
+                chooser_idle: RefCell::new(Chooser::new(&target.requests, !seed)),
+                free: RefCell::default(),
+                waiting: RefCell::default(),
+                traffic: Traffic::default(),
+                traffic_before: Cell::default(),
+            }
+        };
         Self {
             recorder: RefCell::new(Recorder::new(&plan, start.boards[index].clone())),
             clock: start.clock,
+            alarms: Alarms::new(start.clock),
             start,
             stats: RefCell::new(Stats::new(plan.targets.len())),
-            lanes: plan.targets.iter().map(|_| Lane::default()).collect(),
+            lanes: plan.targets.iter().map(lane).collect(),
             timeline: Cell::new(None),
             timeout: nanos(plan.timeout),
+            steps: plan.steps(),
             openings: Cell::new(Openings::default()),
             in_flight: Cell::new(0),
             alive: Cell::new(0),
@@ -100,6 +137,50 @@ impl Core {
     /// When what begins at `from` must be over.
     pub fn deadline(&self, from: Nanos) -> Nanos {
         from.saturating_add(self.timeout)
+    }
+
+    /// When `request` must be over if it was due at `due`.
+    pub fn deadline_of(&self, request: &Request, due: Nanos) -> Nanos {
+        due.saturating_add(request.timeout.unwrap_or(self.timeout))
+    }
+
+    /// The thread's alarms.
+    pub fn alarms(&self) -> &Alarms {
+        &self.alarms
+    }
+
+    /// The body bytes of `target`, for whoever moves them to count.
+    pub fn traffic(&self, target: usize) -> &Traffic {
+        &self.lanes[target].traffic
+    }
+
+    /// What the next request to `target` is.
+    #[inline]
+    pub fn choose(&self, target: usize) -> Choice {
+        self.lanes[target].chooser.borrow_mut().choose()
+    }
+
+    /// The same for idle connections, whose choices must not disturb those of the load.
+    pub fn choose_idle(&self, target: usize) -> Choice {
+        self.lanes[target].chooser_idle.borrow_mut().choose()
+    }
+
+    /// An alarm goes off.
+    pub fn ring(&self, slot: Rc<Slot>, at: Nanos, purpose: Purpose) {
+        match purpose {
+            Purpose::Turn => slot.give(Work::Request { due: at }),
+            Purpose::Resume => slot.resume(),
+            Purpose::Rested => {
+                let now = self.clock.now();
+                let its_turn = self.timeline.get().is_some_and(|timeline| {
+                    now < timeline.end && timeline.target_at(now) == slot.target
+                });
+                match its_turn {
+                    true => slot.give(Work::Request { due: now }),
+                    false => self.park(&slot),
+                }
+            }
+        }
     }
 
     /// The request that a connection of `target` shall send next, if there is one now.
@@ -160,6 +241,66 @@ impl Core {
         self.openings.set(openings);
     }
 
+    /// The attempt to open an idle connection is over.
+    pub fn idle_opened(&self, slot: &Slot, succeeded: bool) {
+        let mut openings = self.openings.get();
+        let idle = &mut self.stats.borrow_mut().targets[slot.target].idle;
+        match succeeded {
+            true => {
+                openings.idle_succeeded += 1;
+                idle.opened += 1;
+            }
+            false => {
+                openings.idle_failed += 1;
+                idle.failed += 1;
+            }
+        }
+        self.openings.set(openings);
+    }
+
+    /// An idle connection is gone before the end.
+    pub fn idle_lost(&self, slot: &Slot) {
+        if self.running() {
+            self.stats.borrow_mut().targets[slot.target].idle.lost += 1;
+        }
+    }
+
+    /// An idle connection has sent a request.
+    pub fn idle_answered(
+        &self,
+        slot: &Slot,
+        choice: Choice,
+        outcome: Result<&ResponseReader, Failure>,
+    ) {
+        let request = &self.plan.targets[slot.target].requests[choice.request as usize];
+        let stats = &mut self.stats.borrow_mut().targets[slot.target];
+        match outcome.and_then(|answer| judge(request, answer)) {
+            Ok(()) => stats.idle.good += 1,
+            Err(failure) => {
+                stats.idle.errors += 1;
+                stats.example(failure);
+            }
+        }
+    }
+
+    /// An event of a stream has arrived.
+    pub fn event(&self, target: usize, now: Nanos, note: impl FnOnce(&mut SseStats)) {
+        if self.measures(now) {
+            let stats = &mut self.stats.borrow_mut().targets[target];
+            let sse = stats.sse.get_or_insert_default();
+            sse.events += 1;
+            note(sse);
+        }
+    }
+
+    /// Something happened on a WebSocket.
+    pub fn websocket(&self, target: usize, now: Nanos, note: impl FnOnce(&mut WebSocketStats)) {
+        if self.measures(now) {
+            let stats = &mut self.stats.borrow_mut().targets[target];
+            note(stats.websocket.get_or_insert_default());
+        }
+    }
+
     /// A connection was opened.
     pub fn connected(
         &self,
@@ -168,10 +309,17 @@ impl Core {
         resumed: Option<bool>,
         tls: impl FnOnce() -> Option<String>,
     ) {
-        let took = self.clock.now() - began;
+        let now = self.clock.now();
+        let took = now - began;
+        let measured = self.measures(now);
         let stats = &mut self.stats.borrow_mut().targets[target];
+        let resumptions = u64::from(resumed == Some(true));
         stats.connections_opened += 1;
-        stats.connections_resumed += u64::from(resumed == Some(true));
+        stats.connections_resumed += resumptions;
+        if measured {
+            stats.connections_opened_in_time += 1;
+            stats.connections_resumed_in_time += resumptions;
+        }
         if stats.tls.is_none() {
             stats.tls = tls();
         }
@@ -210,27 +358,31 @@ impl Core {
     }
 
     /// A complete answer arrived.
-    pub fn finished(&self, target: usize, due: Nanos, sent: Nanos, reader: &ResponseReader) {
+    pub fn finished(
+        &self,
+        target: usize,
+        choice: Choice,
+        due: Nanos,
+        sent: Nanos,
+        reader: &ResponseReader,
+    ) {
         self.in_flight.set(self.in_flight.get() - 1);
         self.progress.set(self.progress.get() + 1);
         let Some(timeline) = self.timeline.get() else {
             return;
         };
         let now = self.clock.now();
-        let expected = &self.plan.targets[target].expected_status;
+        let requests = &self.plan.targets[target].requests;
+        let judged = judge(&requests[choice.request as usize], reader);
         let mut stats = self.stats.borrow_mut();
         let stats = &mut stats.targets[target];
-        let good = expected.contains(reader.status()) && reader.body_matches();
-        if good && timeline.measures(now) {
+        if judged.is_ok() && timeline.measures(now) {
             stats.good_in_time += 1;
         }
         let mut recorder = self.recorder.borrow_mut();
-        match good {
-            true => recorder.good(target, due, now),
-            false if expected.contains(reader.status()) => {
-                recorder.failed(target, due, now, Kind::WrongBody, false);
-            }
-            false => recorder.failed(target, due, now, Kind::BadStatus, false),
+        match &judged {
+            Ok(()) => recorder.good(target, due, now),
+            Err(failure) => recorder.failed(target, due, now, failure.kind, false),
         }
         if !timeline.measures(due) {
             return;
@@ -239,37 +391,95 @@ impl Core {
             *count += 1;
         }
         stats.body_bytes += reader.body_bytes();
-        if !good {
-            return stats.fail(if expected.contains(reader.status()) {
-                Failure::new(Kind::WrongBody, "a body other than the expected one")
-            } else {
-                Failure::new(Kind::BadStatus, format!("status {}", reader.status()))
-            });
+        let good = judged.is_ok();
+        if good {
+            stats.good += 1;
+            record(&mut stats.corrected, now - due);
+            record(&mut stats.uncorrected, now - sent);
+            if self.plan.targets.len() > 1 {
+                stats.round(timeline.round_index(due)).add(now - due);
+            }
         }
-        stats.good += 1;
-        record(&mut stats.corrected, now - due);
-        record(&mut stats.uncorrected, now - sent);
-        if self.plan.targets.len() > 1 {
-            stats.round(timeline.round_index(due)).add(now - due);
+        self.in_parts(stats, choice, due, |part, end| {
+            part.body_bytes += reader.body_bytes();
+            match &judged {
+                Ok(()) => {
+                    part.good += 1;
+                    part.good_in_time += u64::from(now < end);
+                    record(&mut part.corrected, now - due);
+                }
+                Err(failure) => part.failures[failure.kind as usize] += 1,
+            }
+        });
+        if let Err(failure) = judged {
+            stats.fail(failure);
         }
     }
 
     /// A request has no complete answer.
-    pub fn failed(&self, target: usize, due: Nanos, failure: Failure) {
+    pub fn failed(&self, target: usize, choice: Choice, due: Nanos, failure: Failure) {
         self.in_flight.set(self.in_flight.get() - 1);
         self.progress.set(self.progress.get() + 1);
-        let kind = failure.kind;
         let now = self.clock.now();
-        let timed = kind == Kind::Timeout;
+        let timed = failure.kind == Kind::Timeout;
         self.recorder
             .borrow_mut()
-            .failed(target, due, now, kind, timed);
+            .failed(target, due, now, failure.kind, timed);
         if self.measures(due) {
-            let mut stats = self.stats.borrow_mut();
-            stats.targets[target].fail(failure);
-            if timed {
-                self.took_at_least(&mut stats.targets[target], due, now);
+            let elapsed = timed.then(|| now.saturating_sub(due));
+            self.count_failure(target, choice, due, elapsed, failure);
+        }
+    }
+
+    /// Counts a request without a good answer. One that took at least `elapsed` enters the latency
+    /// with it: leaving it out, here or where targets are compared, would flatter the worst servers
+    /// most.
+    fn count_failure(
+        &self,
+        target: usize,
+        choice: Choice,
+        due: Nanos,
+        elapsed: Option<Nanos>,
+        failure: Failure,
+    ) {
+        let mut stats = self.stats.borrow_mut();
+        let stats = &mut stats.targets[target];
+        self.in_parts(stats, choice, due, |part, _| {
+            part.failures[failure.kind as usize] += 1;
+            if let Some(elapsed) = elapsed {
+                record(&mut part.corrected, elapsed);
             }
+        });
+        if let Some(elapsed) = elapsed {
+            record(&mut stats.corrected, elapsed);
+            if let Some(timeline) = self.timeline.get().filter(|_| self.plan.targets.len() > 1) {
+                stats.round(timeline.round_index(due)).add(elapsed);
+            }
+        }
+        stats.fail(failure);
+    }
+
+    /// Notes a request in the parts that it belongs to: its own name's, and its step's. The second
+    /// argument of `note` is where the part's time ends.
+    #[inline]
+    fn in_parts(
+        &self,
+        stats: &mut TargetStats,
+        choice: Choice,
+        due: Nanos,
+        note: impl Fn(&mut PartStats, Nanos),
+    ) {
+        let Some(timeline) = self.timeline.get() else {
+            return;
+        };
+        if self.plan.by_request {
+            note(stats.request(choice.request as usize), timeline.end);
+        }
+        if !self.steps.is_empty() {
+            let into = due - timeline.measure_from;
+            let index = self.steps.partition_point(|step| step.end <= into);
+            let step = self.steps[index.min(self.steps.len() - 1)];
+            note(stats.step(index), timeline.measure_from + step.end);
         }
     }
 
@@ -285,20 +495,10 @@ impl Core {
             .borrow_mut()
             .failed(target, due, now, kind, true);
         if self.measures(due) {
-            let mut stats = self.stats.borrow_mut();
-            record(&mut stats.wait, now.saturating_sub(due));
-            self.took_at_least(&mut stats.targets[target], due, now);
-            stats.targets[target].fail(Failure::new(kind, detail));
-        }
-    }
-
-    /// A request without a complete answer took at least this long. Leaving it out, here or where
-    /// targets are compared, would flatter the worst servers most.
-    fn took_at_least(&self, stats: &mut TargetStats, due: Nanos, now: Nanos) {
-        let elapsed = now.saturating_sub(due);
-        record(&mut stats.corrected, elapsed);
-        if let Some(timeline) = self.timeline.get().filter(|_| self.plan.targets.len() > 1) {
-            stats.round(timeline.round_index(due)).add(elapsed);
+            let elapsed = now.saturating_sub(due);
+            record(&mut self.stats.borrow_mut().wait, elapsed);
+            let failure = Failure::new(kind, detail);
+            self.count_failure(target, self.choose(target), due, Some(elapsed), failure);
         }
     }
 
@@ -347,6 +547,10 @@ impl Core {
                 slot.give(Work::Quit);
             }
         }
+        // Nobody is in an exchange any more, so these rest.
+        for slot in self.alarms.dismiss() {
+            slot.give(Work::Quit);
+        }
     }
 
     /// The load starts.
@@ -385,10 +589,16 @@ impl Core {
         self.in_flight.get()
     }
 
-    /// Slots whose first attempt to connect is over.
+    /// Slots whose first attempt to connect is over, idle ones included.
     pub fn openings_over(&self) -> usize {
-        let Openings { succeeded, failed } = self.openings.get();
-        succeeded + failed
+        let openings = self.openings.get();
+        openings.succeeded + openings.failed + openings.idle_succeeded + openings.idle_failed
+    }
+
+    /// Connections that are open or opened when needed: active ones, and idle ones.
+    pub fn ready(&self) -> (usize, usize) {
+        let openings = self.openings.get();
+        (openings.succeeded, openings.idle_succeeded)
     }
 
     /// A run without a single connection measures nothing: it is refused with the first reason.
@@ -396,8 +606,11 @@ impl Core {
     /// # Errors
     /// That reason.
     pub fn any_connection(&self) -> Result<(), String> {
-        let Openings { succeeded, failed } = self.openings.get();
-        if succeeded > 0 || failed == 0 {
+        let openings = self.openings.get();
+        let some = |succeeded, failed| succeeded > 0 || failed == 0;
+        if some(openings.succeeded, openings.failed)
+            && some(openings.idle_succeeded, openings.idle_failed)
+        {
             return Ok(());
         }
         let stats = self.stats.borrow();
@@ -426,9 +639,13 @@ impl Core {
         self.spun.set(self.spun.get() + time);
     }
 
-    /// The measured time begins: earlier spinning does not count.
-    pub fn forget_spinning(&self) {
+    /// The measured time begins: earlier spinning and traffic do not count.
+    pub fn measuring_begins(&self) {
         self.spun.set(0);
+        for lane in &self.lanes {
+            lane.traffic_before
+                .set((lane.traffic.sent.get(), lane.traffic.received.get()));
+        }
     }
 
     /// CPU that this thread used within the measured time, spinning included.
@@ -436,6 +653,11 @@ impl Core {
         let mut stats = self.stats.borrow_mut();
         stats.cpu = cpu;
         stats.spun = self.spun.get();
+        for (stats, lane) in stats.targets.iter_mut().zip(&self.lanes) {
+            let (sent, received) = lane.traffic_before.get();
+            stats.bytes_sent = lane.traffic.sent.get() - sent;
+            stats.bytes_received = lane.traffic.received.get() - received;
+        }
     }
 
     /// Closes the books. Idle connections may still hold the core.
@@ -459,3 +681,17 @@ impl Core {
 /// How long answers that are under way may take once the user has stopped the run. What is missing
 /// then is reported as such.
 const PATIENCE: Nanos = 200 * MILLISECOND;
+/// Whether a complete answer is a good one.
+fn judge(request: &Request, answer: &ResponseReader) -> Result<(), Failure> {
+    if !request.expected_status.contains(answer.status()) {
+        let detail = format!("status {}", answer.status());
+        return Err(Failure::new(Kind::BadStatus, detail));
+    }
+    if !answer.body_matches() {
+        return Err(Failure::new(
+            Kind::WrongBody,
+            "a body other than the expected one",
+        ));
+    }
+    Ok(())
+}

@@ -23,7 +23,7 @@ use crate::sys::{CpuTime, Timer};
 pub async fn open_loop(
     core: &Rc<Core>,
     timer: &Timer,
-    slots: &[Rc<Slot>],
+    slots: &Slots,
     mut timeline: Timeline,
     mut schedule: Schedule,
 ) {
@@ -54,7 +54,9 @@ pub async fn open_loop(
         }
         cpu.look(now, core);
         let sweep_at = sweeper.look(now, slots);
-        if now >= timeline.end {
+        // What was due before the end is handed out, even if we were held up until after it:
+        // requests that nobody counts would be missing where the latency is worst.
+        if now >= timeline.end && schedule.next_due() >= timeline.end {
             break;
         }
         let until = schedule
@@ -76,12 +78,7 @@ pub async fn open_loop(
 
 /// Keeps each connection of the target whose turn it is busy. The connections drive themselves;
 /// this starts them, and wakes those of the next target when its slice begins.
-pub async fn closed_loop(
-    core: &Rc<Core>,
-    timer: &Timer,
-    slots: &[Rc<Slot>],
-    mut timeline: Timeline,
-) {
+pub async fn closed_loop(core: &Rc<Core>, timer: &Timer, slots: &Slots, mut timeline: Timeline) {
     let clock = *core.clock();
     let mut cpu = CpuWindow::new(timeline);
     let mut sweeper = Sweeper::new(core);
@@ -173,11 +170,28 @@ impl Lateness {
     }
 }
 
+/// The connections of a thread.
+pub struct Slots {
+    /// Those that carry the load.
+    pub active: Vec<Rc<Slot>>,
+    /// Those that do next to nothing.
+    pub idle: Vec<Rc<Slot>>,
+}
+
+impl Slots {
+    /// All of them.
+    pub fn len(&self) -> usize {
+        self.active.len() + self.idle.len()
+    }
+}
+
 /// Fails what has passed its deadline, now and then.
 pub struct Sweeper {
     clock: crate::clock::Clock,
     interval: Nanos,
     next: Nanos,
+    /// When idle connections are looked at next: seldom, for there may be thousands.
+    next_idle: Nanos,
 }
 
 impl Sweeper {
@@ -187,14 +201,21 @@ impl Sweeper {
             clock: *core.clock(),
             interval: (nanos(core.plan().timeout) / 20).clamp(MILLISECOND, 50 * MILLISECOND),
             next: 0,
+            next_idle: 0,
         }
     }
 
     /// Sweeps if it is time to, and returns when to come back.
-    pub fn look(&mut self, now: Nanos, slots: &[Rc<Slot>]) -> Nanos {
+    pub fn look(&mut self, now: Nanos, slots: &Slots) -> Nanos {
         if now >= self.next {
-            for slot in slots {
+            for slot in &slots.active {
                 slot.sweep(now);
+            }
+            if now >= self.next_idle {
+                for slot in &slots.idle {
+                    slot.sweep(now);
+                }
+                self.next_idle = now + IDLE_SWEEP;
             }
             self.next = self.clock.now() + self.interval;
         }
@@ -227,7 +248,7 @@ impl CpuWindow {
     fn look(&mut self, now: Nanos, core: &Core) {
         if now >= self.from && self.at_start.is_none() {
             self.at_start = Some(CpuTime::of_thread());
-            core.forget_spinning();
+            core.measuring_begins();
         }
     }
 
@@ -236,6 +257,9 @@ impl CpuWindow {
         core.used(CpuTime::of_thread().since(start));
     }
 }
+
+/// Deadlines of idle connections are kept to within this.
+const IDLE_SWEEP: Nanos = 500 * MILLISECOND;
 
 /// A turn of the runtime that finds nothing takes about this long; closer to a due time than this
 /// none is begun.

@@ -108,12 +108,11 @@ impl View {
         }
     }
 
-    /// The load starts.
-    pub fn begin(&mut self, plan: &Plan, timeline: Timeline) {
-        let connections = plan.connections * plan.targets.len();
+    /// The load starts: `ready` says over which connections.
+    pub fn begin(&mut self, plan: &Plan, timeline: Timeline, ready: &str) {
         match self.form {
             Form::Live => {}
-            Form::Plain | Form::None => eprintln!("ready: {connections} active connections"),
+            Form::Plain | Form::None => eprintln!("{ready}"),
         }
         self.run = Some(Run {
             timeline,

@@ -12,6 +12,7 @@
 //! It shares no code with the proxy that it judges. It does not follow redirects, keep cookies,
 //! decompress, or speak HTTP/2.
 
+mod alarm;
 mod board;
 mod cli;
 mod clock;
@@ -19,17 +20,25 @@ mod compare;
 mod connection;
 mod core;
 mod dispatcher;
+mod exchange;
 mod failure;
 mod gate;
+mod idle;
 mod live;
+mod pattern;
 mod plan;
+mod rate;
 mod report;
+mod request;
 mod response;
 mod rt;
 mod samples;
+mod scenario;
 mod schedule;
 mod signals;
+mod sizes;
 mod slot;
+mod sse;
 mod start;
 mod stats;
 mod stream;
@@ -37,6 +46,7 @@ mod sys;
 mod target;
 mod tls;
 mod watch;
+mod websocket;
 mod worker;
 
 use std::io::Write;
@@ -68,7 +78,14 @@ fn main() -> ExitCode {
 /// Plans and runs. An error means that nothing was measured.
 fn measure(args: &cli::Args) -> Result<Report, String> {
     let (plan, gates) = args.plan()?;
-    sys::raise_open_files();
+    let needed = plan.descriptors();
+    let limit = sys::raise_open_files(needed);
+    if limit < needed {
+        return Err(format!(
+            "these connections need {needed} open files, and the limit is {limit}; raise it (ulimit \
+             -Hn {needed}), or ask for fewer"
+        ));
+    }
     signals::block();
     let mut view = View::new(match args.quiet {
         true => Progress::None,

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::clock::Nanos;
+use crate::rate::{Course, Step};
+use crate::request::{Request, RequestKind};
 use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
 use crate::target::Target;
@@ -14,6 +16,8 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// How requests come about.
     pub load: Load,
+    /// How the open loop's rate runs; none in a closed loop.
+    pub course: Option<Course>,
     /// Connections per target, over all threads.
     pub connections: usize,
     /// Worker threads.
@@ -32,6 +36,14 @@ pub struct Plan {
     pub spin: Duration,
     /// A connection per request.
     pub new_connection: bool,
+    /// Requests after which a connection is closed and another one opened.
+    pub requests_per_connection: u64,
+    /// Idle connections per target, over all threads.
+    pub idle: usize,
+    /// How often each of them sends a request; never if zero.
+    pub idle_every: Duration,
+    /// Whether figures are kept for each request of a target too.
+    pub by_request: bool,
     /// The driver asked for.
     pub driver: DriverChoice,
     /// Generator lag at p99 beyond which the run is invalid.
@@ -47,7 +59,7 @@ pub struct Plan {
 pub enum Load {
     /// They are due when the schedule says, whatever the server does.
     Open {
-        /// Requests per second, over all threads and targets.
+        /// Requests per second, over all threads and targets; the mean, if it changes.
         rate: f64,
         /// Their spacing.
         arrivals: Arrivals,
@@ -57,10 +69,44 @@ pub enum Load {
 }
 
 impl Plan {
-    /// Connections to `target` (all have the same number) that `thread` holds.
+    /// Connections to each target that `thread` holds.
     pub fn connections_of(&self, thread: usize) -> usize {
-        let share = self.connections / self.threads;
-        share + usize::from(thread < self.connections % self.threads)
+        self.share(self.connections, thread)
+    }
+
+    /// Idle connections to each target that `thread` holds.
+    pub fn idle_of(&self, thread: usize) -> usize {
+        self.share(self.idle, thread)
+    }
+
+    /// How often an idle connection sends something, if it ever does.
+    pub fn idle_every_nanos(&self) -> Option<Nanos> {
+        Some(nanos(self.idle_every)).filter(|&every| every > 0)
+    }
+
+    /// Whether anything waits for an alarm.
+    pub fn has_alarms(&self) -> bool {
+        let waits = |request: &Request| match request.kind {
+            RequestKind::WebSocket(conversation) => conversation.pause > 0,
+            _ => request.think > 0,
+        };
+        let mut requests = self.targets.iter().flat_map(|target| &target.requests);
+        self.idle > 0 && self.idle_every_nanos().is_some() || requests.any(waits)
+    }
+
+    /// Descriptors that the run needs: a socket per connection, and some of everything else.
+    pub fn descriptors(&self) -> u64 {
+        ((self.connections + self.idle) * self.targets.len() + DESCRIPTORS_OTHER) as u64
+    }
+
+    fn share(&self, all: usize, thread: usize) -> usize {
+        all / self.threads + usize::from(thread < all % self.threads)
+    }
+
+    /// The parts of the measured time that have figures of their own.
+    pub fn steps(&self) -> Vec<Step> {
+        let steps = |course: &Course| course.steps(nanos(self.duration));
+        self.course.as_ref().map_or(Vec::new(), steps)
     }
 
     /// The slices of the run, given the time at which it starts.
@@ -75,6 +121,9 @@ impl Plan {
         }
     }
 }
+
+/// Descriptors beside connections: rings, timers, files, and sockets that are being replaced.
+const DESCRIPTORS_OTHER: usize = 256;
 
 /// Converts a duration; beyond 584 years it saturates.
 pub fn nanos(duration: Duration) -> Nanos {

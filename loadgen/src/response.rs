@@ -2,11 +2,14 @@
 //!
 //! A judge that forgives sees no mistakes: bare line feeds, folded headers, two different
 //! lengths, a length beside chunked and anything else that RFC 9112 forbids a server are
-//! [`Malformed`]. It does no I/O, keeps no body, and knows nothing of the rest of the program.
-
-use std::sync::Arc;
+//! [`Malformed`]. It does no I/O and reads no clock; bodies are held against a [`Check`] as they
+//! pass, and not kept.
 
 use memchr::memmem;
+
+use crate::pattern;
+use crate::request::Check;
+use crate::sse::EventReader;
 
 /// Reads responses one after the other on a connection; [`ResponseReader::begin`] starts each.
 #[derive(Debug)]
@@ -18,8 +21,13 @@ pub struct ResponseReader {
     status: u16,
     keep_alive: bool,
     body_bytes: u64,
-    expected: Option<Arc<[u8]>>,
+    check: Check,
     body_matches: bool,
+    /// The body so far, where the check looks for something in it, up to a bound.
+    kept: Vec<u8>,
+    events: EventReader,
+    /// The `Sec-WebSocket-Accept` that turns the connection into a WebSocket, if that was asked.
+    upgrade: Option<Vec<u8>>,
 }
 
 /// Where in a response we are.
@@ -39,6 +47,14 @@ enum Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
 
+/// What a 101 says about the protocol that follows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Upgrade {
+    connection: bool,
+    websocket: bool,
+    accepted: bool,
+}
+
 /// What an end of the stream means at this point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtEnd {
@@ -51,8 +67,8 @@ pub enum AtEnd {
 }
 
 impl ResponseReader {
-    /// A reader that compares each body with `expected`, if given.
-    pub fn new(expected: Option<Arc<[u8]>>) -> Self {
+    /// A reader that holds each body against `check`.
+    pub fn new(check: Check) -> Self {
         Self {
             phase: Phase::Done,
             partial: Vec::new(),
@@ -60,9 +76,17 @@ impl ResponseReader {
             status: 0,
             keep_alive: true,
             body_bytes: 0,
-            expected,
+            check,
             body_matches: true,
+            kept: Vec::new(),
+            events: EventReader::default(),
+            upgrade: None,
         }
+    }
+
+    /// Holds the bodies of the responses to come against another check.
+    pub fn set_check(&mut self, check: &Check) {
+        self.check.clone_from(check);
     }
 
     /// Expects a new response. `to_head` says that the request was HEAD: no body will follow.
@@ -74,6 +98,19 @@ impl ResponseReader {
         self.keep_alive = true;
         self.body_bytes = 0;
         self.body_matches = true;
+        self.upgrade = None;
+        match self.check {
+            Check::Holds(_) => self.kept.clear(),
+            Check::Events { .. } => self.events.clear(),
+            _ => {}
+        }
+    }
+
+    /// Expects the answer to a request to become a WebSocket. 101 with this
+    /// `Sec-WebSocket-Accept` ends the response, and with it HTTP; any other status is an answer.
+    pub fn begin_upgrade(&mut self, accept: Vec<u8>) {
+        self.begin(false);
+        self.upgrade = Some(accept);
     }
 
     /// Takes bytes until the response is complete and returns how many it took.
@@ -171,26 +208,52 @@ impl ResponseReader {
         self.body_bytes
     }
 
-    /// Whether the complete body is the expected one. True when none was given.
+    /// Whether the complete body is the expected one.
     pub fn body_matches(&self) -> bool {
-        match &self.expected {
+        if self.to_head {
             // A HEAD has no body to compare.
-            Some(expected) if !self.to_head => {
-                self.body_matches && self.body_bytes == expected.len() as u64
+            return true;
+        }
+        match &self.check {
+            Check::Nothing => true,
+            Check::Bytes(expected) => self.body_matches && self.body_bytes == expected.len() as u64,
+            Check::Pattern { length } => {
+                self.body_matches && length.is_none_or(|length| length == self.body_bytes)
             }
-            _ => true,
+            Check::Holds(text) => memmem::find(&self.kept, text.as_bytes()).is_some(),
+            Check::Events { count } => count.is_none_or(|count| count == self.events.count()),
         }
     }
 
+    /// The events of the stream that arrived since the last call.
+    pub fn take_events(&mut self) -> std::vec::Drain<'_, crate::sse::Event> {
+        self.events.take()
+    }
+
+    #[inline]
     fn body(&mut self, bytes: &[u8]) {
-        if let Some(expected) = &self.expected {
-            let from = usize::try_from(self.body_bytes).unwrap_or(usize::MAX);
-            let same = expected
-                .get(from..from.saturating_add(bytes.len()))
-                .is_some_and(|part| part == bytes);
-            self.body_matches &= same;
+        if !matches!(self.check, Check::Nothing) {
+            self.check_body(bytes);
         }
         self.body_bytes += bytes.len() as u64;
+    }
+
+    fn check_body(&mut self, bytes: &[u8]) {
+        match &self.check {
+            Check::Nothing => {}
+            Check::Bytes(expected) => {
+                let from = usize::try_from(self.body_bytes).unwrap_or(usize::MAX);
+                self.body_matches &= expected
+                    .get(from..from.saturating_add(bytes.len()))
+                    .is_some_and(|part| part == bytes);
+            }
+            Check::Pattern { .. } => self.body_matches &= pattern::matches(self.body_bytes, bytes),
+            Check::Holds(_) => {
+                let room = ANSWER_BYTES_MAX - self.kept.len();
+                self.kept.extend_from_slice(&bytes[..bytes.len().min(room)]);
+            }
+            Check::Events { .. } => self.events.feed(bytes),
+        }
     }
 
     /// Consumes up to a whole head and, with it, chooses the phase that follows.
@@ -234,6 +297,7 @@ impl ResponseReader {
         let mut length: Option<u64> = None;
         let mut chunked = false;
         let mut close = version_minor == 0;
+        let mut upgrade = Upgrade::default();
         for line in lines {
             let (name, value) = field(line)?;
             // Only three names matter. The first letter and the length tell nearly all others apart.
@@ -261,16 +325,22 @@ impl ResponseReader {
                         } else if token.eq_ignore_ascii_case(b"keep-alive") && version_minor == 0 {
                             close = false;
                         }
+                        upgrade.connection |= token.eq_ignore_ascii_case(b"upgrade");
                     }
+                }
+                (7, b'u') if name.eq_ignore_ascii_case(b"upgrade") => {
+                    upgrade.websocket = value.eq_ignore_ascii_case(b"websocket");
+                }
+                (20, b's') if name.eq_ignore_ascii_case(b"sec-websocket-accept") => {
+                    upgrade.accepted = self.upgrade.as_deref() == Some(value);
                 }
                 _ => {}
             }
         }
 
         if (100..200).contains(&status) {
-            // 101 answers an upgrade that we never ask for.
             if status == 101 {
-                return Err(Malformed("101 without a request to upgrade"));
+                return self.switch_protocols(upgrade);
             }
             // An interim response: the final one follows.
             self.phase = Phase::Head;
@@ -304,6 +374,27 @@ impl ResponseReader {
             }
         };
         self.keep_alive = !close;
+        Ok(())
+    }
+
+    /// RFC 6455, 4.1: what makes a 101 the beginning of a WebSocket.
+    fn switch_protocols(&mut self, upgrade: Upgrade) -> Result<(), Malformed> {
+        if self.upgrade.is_none() {
+            return Err(Malformed("101 without a request to upgrade"));
+        }
+        if !upgrade.connection || !upgrade.websocket {
+            return Err(Malformed(
+                "101 without `Connection: Upgrade` and `Upgrade: websocket`",
+            ));
+        }
+        if !upgrade.accepted {
+            return Err(Malformed(
+                "101 with a wrong Sec-WebSocket-Accept, or without one",
+            ));
+        }
+        self.status = 101;
+        self.keep_alive = false;
+        self.phase = Phase::Done;
         Ok(())
     }
 
@@ -360,6 +451,9 @@ impl ResponseReader {
 
 /// A head of more bytes is [`Malformed`].
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+
+/// Of a body in which something is looked for, bytes that are kept; the rest is not searched.
+const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// A chunk-size line (with its extensions) or a trailer of more bytes is [`Malformed`].
 const LINE_BYTES_MAX: usize = 8 * 1024;
@@ -508,7 +602,7 @@ mod tests {
     }
 
     fn read(pieces: &[&[u8]], to_head: bool, close: bool) -> Seen {
-        let mut reader = ResponseReader::new(None);
+        let mut reader = ResponseReader::new(Check::Nothing);
         reader.begin(to_head);
         let mut left = 0;
         for piece in pieces {
@@ -706,7 +800,7 @@ mod tests {
                 body.len()
             );
             for at in 0..response.len() {
-                let mut reader = ResponseReader::new(Some(Arc::from(&b"hello"[..])));
+                let mut reader = ResponseReader::new(Check::Bytes(b"hello"[..].into()));
                 reader.begin(false);
                 let (a, b) = response.as_bytes().split_at(at);
                 reader.feed(a).unwrap();
@@ -719,7 +813,7 @@ mod tests {
 
     #[test]
     fn an_endless_head_is_refused() {
-        let mut reader = ResponseReader::new(None);
+        let mut reader = ResponseReader::new(Check::Nothing);
         reader.begin(false);
         reader.feed(b"HTTP/1.1 200 OK\r\n").unwrap();
         let refused = (0..3000).any(|_| {
@@ -732,7 +826,7 @@ mod tests {
 
     #[test]
     fn the_end_tells_nothing_from_something() {
-        let mut reader = ResponseReader::new(None);
+        let mut reader = ResponseReader::new(Check::Nothing);
         reader.begin(false);
         assert_eq!(reader.end(), AtEnd::BeforeResponse);
         reader.feed(b"HTTP").unwrap();

@@ -4,7 +4,8 @@
 //! the load an open loop: a stalled server or a stalled generator shows up as latency instead of
 //! as missing requests.
 
-use crate::clock::{Nanos, SECOND};
+use crate::clock::Nanos;
+use crate::rate::Profile;
 
 /// How arrivals are spaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -19,54 +20,55 @@ pub enum Arrivals {
 #[derive(Clone, Debug)]
 pub struct Schedule {
     next: Nanos,
-    gaps: Gaps,
+    start: Nanos,
+    profile: Profile,
+    /// Which piece of the profile we are in.
+    piece: usize,
+    /// Where among the requests of all threads we are.
+    position: Position,
+    threads: f64,
 }
 
 #[derive(Clone, Debug)]
-enum Gaps {
+enum Position {
     // Computed from `n` each time, so that rounding never adds up.
-    Constant {
-        first: f64,
-        gap: f64,
-        n: u64,
-    },
-    Poisson {
-        at: f64,
-        gap_mean: f64,
-        random: Random,
-    },
+    Constant { first: f64, n: u64 },
+    Poisson { at: f64, random: Random },
 }
 
 impl Schedule {
-    /// The share of thread `thread` (from zero) of `threads` in a total of `rate` requests per
-    /// second from `start` on. The threads' constant schedules interleave evenly.
+    /// The share of thread `thread` (from zero) of `threads` in the requests that are due by
+    /// `profile` from `start` on. The threads' constant schedules interleave evenly.
     pub fn new(
         arrivals: Arrivals,
-        rate: f64,
+        profile: Profile,
         start: Nanos,
         thread: usize,
         threads: usize,
         seed: u64,
     ) -> Self {
-        let gap = SECOND as f64 / rate;
-        let gaps = match arrivals {
-            Arrivals::Constant => Gaps::Constant {
-                first: start as f64 + gap * thread as f64,
-                gap: gap * threads as f64,
+        let position = match arrivals {
+            Arrivals::Constant => Position::Constant {
+                first: thread as f64,
                 n: 0,
             },
-            Arrivals::Poisson => Gaps::Poisson {
-                at: start as f64,
-                gap_mean: gap * threads as f64,
+            Arrivals::Poisson => Position::Poisson {
+                at: 0.0,
                 // Neighbouring seeds give unrelated sequences (splitmix64).
                 random: Random::new(seed.wrapping_add(thread as u64)),
             },
         };
-        let mut schedule = Self { next: start, gaps };
-        if let Gaps::Constant { first, .. } = schedule.gaps {
-            schedule.next = first as Nanos;
-        } else {
-            schedule.advance();
+        let mut schedule = Self {
+            next: start,
+            start,
+            profile,
+            piece: 0,
+            position,
+            threads: threads as f64,
+        };
+        match schedule.position {
+            Position::Constant { first, .. } => schedule.next = schedule.due(first),
+            Position::Poisson { .. } => schedule.advance(),
         }
         schedule
     }
@@ -80,20 +82,23 @@ impl Schedule {
     /// Moves on to the request after it.
     #[inline]
     pub fn advance(&mut self) {
-        self.next = match &mut self.gaps {
-            Gaps::Constant { first, gap, n } => {
+        let number = match &mut self.position {
+            Position::Constant { first, n } => {
                 *n += 1;
-                (*first + *gap * *n as f64) as Nanos
+                *first + *n as f64 * self.threads
             }
-            Gaps::Poisson {
-                at,
-                gap_mean,
-                random,
-            } => {
-                *at += -random.unit().ln() * *gap_mean;
-                *at as Nanos
+            // The profile stretches and squeezes arrivals of one request per unit.
+            Position::Poisson { at, random } => {
+                *at -= random.unit().ln() * self.threads;
+                *at
             }
         };
+        self.next = self.due(number);
+    }
+
+    fn due(&mut self, number: f64) -> Nanos {
+        // What is never due saturates.
+        (self.start as f64 + self.profile.due(number, &mut self.piece)) as Nanos
     }
 }
 
@@ -133,6 +138,7 @@ impl Random {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SECOND;
 
     fn dues(mut schedule: Schedule, count: usize) -> Vec<Nanos> {
         (0..count)
@@ -148,7 +154,7 @@ mod tests {
     fn constant_arrivals_do_not_drift() {
         // A third of a nanosecond is lost per gap if gaps are added up as integers.
         let all = dues(
-            Schedule::new(Arrivals::Constant, 3e6, 0, 0, 1, 0),
+            Schedule::new(Arrivals::Constant, Profile::constant(3e6), 0, 0, 1, 0),
             3_000_001,
         );
         assert_eq!(all[0], 0);
@@ -160,7 +166,14 @@ mod tests {
         let mut all: Vec<_> = (0..3)
             .flat_map(|thread| {
                 dues(
-                    Schedule::new(Arrivals::Constant, 1000.0, 500, thread, 3, 0),
+                    Schedule::new(
+                        Arrivals::Constant,
+                        Profile::constant(1000.0),
+                        500,
+                        thread,
+                        3,
+                        0,
+                    ),
                     100,
                 )
             })
@@ -174,7 +187,7 @@ mod tests {
     #[test]
     fn poisson_gaps_have_the_mean_and_the_spread_of_an_exponential() {
         let all = dues(
-            Schedule::new(Arrivals::Poisson, 10_000.0, 0, 0, 1, 7),
+            Schedule::new(Arrivals::Poisson, Profile::constant(10_000.0), 0, 0, 1, 7),
             100_001,
         );
         let gaps: Vec<f64> = all.windows(2).map(|w| (w[1] - w[0]) as f64).collect();
@@ -187,9 +200,18 @@ mod tests {
 
     #[test]
     fn the_same_seed_gives_the_same_schedule() {
-        let a = dues(Schedule::new(Arrivals::Poisson, 100.0, 0, 1, 2, 42), 50);
-        let b = dues(Schedule::new(Arrivals::Poisson, 100.0, 0, 1, 2, 42), 50);
-        let c = dues(Schedule::new(Arrivals::Poisson, 100.0, 0, 0, 2, 42), 50);
+        let a = dues(
+            Schedule::new(Arrivals::Poisson, Profile::constant(100.0), 0, 1, 2, 42),
+            50,
+        );
+        let b = dues(
+            Schedule::new(Arrivals::Poisson, Profile::constant(100.0), 0, 1, 2, 42),
+            50,
+        );
+        let c = dues(
+            Schedule::new(Arrivals::Poisson, Profile::constant(100.0), 0, 0, 2, 42),
+            50,
+        );
         assert_eq!(a, b);
         assert_ne!(a, c);
     }

@@ -13,10 +13,15 @@ use crate::failure::{Failure, Kind};
 pub struct Slot {
     /// Index of the target that it drives.
     pub target: usize,
+    /// Its number among the connections of its target, over all threads. Which caller's key or
+    /// certificate it has depends on it.
+    pub index: usize,
     work: Cell<Option<Work>>,
     /// When the phase under way must be over; `Nanos::MAX` for never.
     deadline: Cell<Nanos>,
     expired: Cell<bool>,
+    /// A pause within an exchange is over.
+    resumed: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -34,12 +39,14 @@ pub enum Work {
 
 impl Slot {
     /// A slot for a target, with nothing to do.
-    pub fn new(target: usize) -> Self {
+    pub fn new(target: usize, index: usize) -> Self {
         Self {
             target,
+            index,
             work: Cell::new(None),
             deadline: Cell::new(Nanos::MAX),
             expired: Cell::new(false),
+            resumed: Cell::new(false),
             waker: RefCell::new(None),
         }
     }
@@ -70,6 +77,24 @@ impl Slot {
             }
         })
         .await;
+    }
+
+    /// Ends a pause within an exchange.
+    pub fn resume(&self) {
+        self.resumed.set(true);
+        self.wake();
+    }
+
+    /// Waits for the end of a pause within an exchange.
+    ///
+    /// # Errors
+    /// Kind timeout when the deadline passes first.
+    pub async fn wait_for_resume(&self) -> Result<(), Failure> {
+        let resumed = poll_fn(|_| match self.resumed.take() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        self.unless_expired(resumed).await
     }
 
     /// Sets the deadline of what begins now.
@@ -144,7 +169,7 @@ mod tests {
 
     #[test]
     fn an_operation_ends_at_the_sweep_after_its_deadline() {
-        let slot = Slot::new(0);
+        let slot = Slot::new(0, 0);
         slot.set_deadline(100);
         let mut cx = Context::from_waker(Waker::noop());
         let mut waiting = pin!(slot.unless_expired(std::future::pending::<()>()));
@@ -166,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_result_that_is_ready_wins_over_the_deadline() {
-        let slot = Slot::new(0);
+        let slot = Slot::new(0, 0);
         slot.set_deadline(1);
         slot.sweep(2);
         let mut cx = Context::from_waker(Waker::noop());

@@ -1,6 +1,6 @@
 //! The moment at which all threads begin, and the one at which they stop early.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use crate::board::Board;
@@ -19,6 +19,8 @@ pub struct Start {
     stop_at: AtomicU64,
     abandoned: AtomicBool,
     reason: Mutex<Option<String>>,
+    active: AtomicUsize,
+    idle: AtomicUsize,
 }
 
 impl Start {
@@ -34,7 +36,24 @@ impl Start {
             stop_at: AtomicU64::new(Nanos::MAX),
             abandoned: AtomicBool::new(false),
             reason: Mutex::new(None),
+            active: AtomicUsize::new(0),
+            idle: AtomicUsize::new(0),
         }
+    }
+
+    /// A thread has these connections. Said before it [agrees](Start::agree).
+    pub fn ready(&self, active: usize, idle: usize) {
+        self.active.fetch_add(active, Ordering::Relaxed);
+        self.idle.fetch_add(idle, Ordering::Relaxed);
+    }
+
+    /// The line that tells that everything is open, once all have agreed.
+    pub fn ready_line(&self) -> String {
+        format!(
+            "ready: {} active, {} idle connections",
+            self.active.load(Ordering::Relaxed),
+            self.idle.load(Ordering::Relaxed)
+        )
     }
 
     /// Why the run was abandoned before it began, if it was.

@@ -61,6 +61,80 @@ pub struct TargetStats {
     /// What was over in each interval of the measured time and shortly after it. Later intervals
     /// in which nothing was over are missing.
     pub series: Vec<Interval>,
+    /// Connections opened within the measured time.
+    pub connections_opened_in_time: u64,
+    /// Of these, handshakes that resumed a session.
+    pub connections_resumed_in_time: u64,
+    /// Body bytes received within the measured time, whenever their requests were due.
+    pub bytes_received: u64,
+    /// Body bytes sent within the measured time.
+    pub bytes_sent: u64,
+    /// Idle connections.
+    pub idle: IdleStats,
+    /// By request, where a target has several.
+    pub requests: Vec<PartStats>,
+    /// By step, where the rate changes.
+    pub steps: Vec<PartStats>,
+    /// Event streams, if there were any.
+    pub sse: Option<Box<SseStats>>,
+    /// WebSockets, if there were any.
+    pub websocket: Option<Box<WebSocketStats>>,
+}
+
+/// Connections that do next to nothing, and their requests, which enter no other figure.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct IdleStats {
+    /// Opened before the start.
+    pub opened: u64,
+    /// Could not be opened.
+    pub failed: u64,
+    /// Lost afterwards: closed by the server or broken. They are not opened again.
+    pub lost: u64,
+    /// Good answers.
+    pub good: u64,
+    /// Requests without a good answer.
+    pub errors: u64,
+}
+
+/// A part of a target's requests: those of one name, or of one step.
+#[derive(Debug)]
+pub struct PartStats {
+    /// Good answers.
+    pub good: u64,
+    /// Of these, answered before the measured time, or the step, was over.
+    pub good_in_time: u64,
+    /// Failures by kind, in the order of [`Kind::ALL`].
+    pub failures: [u64; Kind::ALL.len()],
+    /// Body bytes received.
+    pub body_bytes: u64,
+    /// From due to the last byte of the answer.
+    pub corrected: Histogram<u64>,
+}
+
+/// What was measured of event streams, within the measured time.
+#[derive(Debug)]
+pub struct SseStats {
+    /// Events.
+    pub events: u64,
+    /// From when the request was due to the first event.
+    pub first_event: Histogram<u64>,
+    /// From one event to the next.
+    pub gap: Histogram<u64>,
+    /// How far a gap is off: from the announced one, or from the one at the sender.
+    pub jitter: Histogram<u64>,
+    /// From the sender's stamp to the arrival.
+    pub delay: Histogram<u64>,
+}
+
+/// What was measured of WebSockets, within the measured time.
+#[derive(Debug)]
+pub struct WebSocketStats {
+    /// Messages that came back.
+    pub messages: u64,
+    /// From sending the request to upgrade to the answer.
+    pub handshake: Histogram<u64>,
+    /// From sending a message to the last byte of its echo.
+    pub round_trip: Histogram<u64>,
 }
 
 impl Stats {
@@ -108,6 +182,15 @@ impl TargetStats {
             tls: None,
             rounds: Vec::new(),
             series: Vec::new(),
+            connections_opened_in_time: 0,
+            connections_resumed_in_time: 0,
+            bytes_received: 0,
+            bytes_sent: 0,
+            idle: IdleStats::default(),
+            requests: Vec::new(),
+            steps: Vec::new(),
+            sse: None,
+            websocket: None,
         }
     }
 
@@ -153,6 +236,16 @@ impl TargetStats {
         &mut self.rounds[index]
     }
 
+    /// The figures of request `index`.
+    pub fn request(&mut self, index: usize) -> &mut PartStats {
+        part(&mut self.requests, index)
+    }
+
+    /// The figures of step `index`.
+    pub fn step(&mut self, index: usize) -> &mut PartStats {
+        part(&mut self.steps, index)
+    }
+
     fn merge(&mut self, other: Self) {
         add(&mut self.corrected, &other.corrected);
         add(&mut self.uncorrected, &other.uncorrected);
@@ -184,7 +277,115 @@ impl TargetStats {
         for (ours, theirs) in self.series.iter_mut().zip(&other.series) {
             ours.merge(theirs);
         }
+        self.connections_opened_in_time += other.connections_opened_in_time;
+        self.connections_resumed_in_time += other.connections_resumed_in_time;
+        self.bytes_received += other.bytes_received;
+        self.bytes_sent += other.bytes_sent;
+        self.idle.merge(other.idle);
+        for (index, theirs) in other.requests.into_iter().enumerate() {
+            self.request(index).merge(&theirs);
+        }
+        for (index, theirs) in other.steps.into_iter().enumerate() {
+            self.step(index).merge(&theirs);
+        }
+        if let Some(theirs) = other.sse {
+            self.sse.get_or_insert_default().merge(&theirs);
+        }
+        if let Some(theirs) = other.websocket {
+            self.websocket.get_or_insert_default().merge(&theirs);
+        }
     }
+}
+
+impl IdleStats {
+    fn merge(&mut self, other: Self) {
+        self.opened += other.opened;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.good += other.good;
+        self.errors += other.errors;
+    }
+}
+
+impl PartStats {
+    /// Good answers and failures.
+    pub fn requests(&self) -> u64 {
+        self.good + self.failed()
+    }
+
+    /// All failures.
+    pub fn failed(&self) -> u64 {
+        self.failures.iter().sum()
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.good += other.good;
+        self.good_in_time += other.good_in_time;
+        for (ours, theirs) in self.failures.iter_mut().zip(other.failures) {
+            *ours += theirs;
+        }
+        self.body_bytes += other.body_bytes;
+        add(&mut self.corrected, &other.corrected);
+    }
+}
+
+impl Default for PartStats {
+    fn default() -> Self {
+        Self {
+            good: 0,
+            good_in_time: 0,
+            failures: [0; Kind::ALL.len()],
+            body_bytes: 0,
+            corrected: histogram(),
+        }
+    }
+}
+
+impl SseStats {
+    fn merge(&mut self, other: &Self) {
+        self.events += other.events;
+        add(&mut self.first_event, &other.first_event);
+        add(&mut self.gap, &other.gap);
+        add(&mut self.jitter, &other.jitter);
+        add(&mut self.delay, &other.delay);
+    }
+}
+
+impl Default for SseStats {
+    fn default() -> Self {
+        Self {
+            events: 0,
+            first_event: histogram(),
+            gap: histogram(),
+            jitter: histogram(),
+            delay: histogram(),
+        }
+    }
+}
+
+impl WebSocketStats {
+    fn merge(&mut self, other: &Self) {
+        self.messages += other.messages;
+        add(&mut self.handshake, &other.handshake);
+        add(&mut self.round_trip, &other.round_trip);
+    }
+}
+
+impl Default for WebSocketStats {
+    fn default() -> Self {
+        Self {
+            messages: 0,
+            handshake: histogram(),
+            round_trip: histogram(),
+        }
+    }
+}
+
+fn part(parts: &mut Vec<PartStats>, index: usize) -> &mut PartStats {
+    if parts.len() <= index {
+        parts.resize_with(index + 1, PartStats::default);
+    }
+    &mut parts[index]
 }
 
 /// Records a duration; what lies beyond the histogram's end counts as its end.

@@ -11,12 +11,12 @@
 //! TLS is rustls's buffered API: plaintext is handed to the caller in place, after each
 //! `process_new_packets`, so that it never piles up.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, RawFd};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -26,6 +26,7 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind};
 
 use crate::failure::{Failure, Kind};
+use crate::request::{Outgoing, Rest};
 use crate::slot::Slot;
 use crate::sys;
 
@@ -36,8 +37,10 @@ pub struct Stream<W> {
     /// Never polled again once it was ready, until it is replaced.
     watch: Pin<Box<W>>,
     tls: Option<Box<ClientConnection>>,
-    /// Encrypted bytes on their way out; empty between sends.
+    /// Encrypted bytes on their way out. Invariant: `out_sent <= out.len()`, and equal between sends.
     out: Vec<u8>,
+    /// How many of them the kernel has.
+    out_sent: usize,
 }
 
 /// What a piece of plaintext meant to the one who took it.
@@ -46,6 +49,20 @@ pub enum Taken {
     More,
     /// That was all that was asked for.
     Enough,
+}
+
+/// How a send ended.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// All of it is on its way.
+    All,
+    /// Whoever took the bytes that arrived meanwhile has enough. The send may be taken up again.
+    Answered,
+    /// The peer has closed.
+    Closed {
+        /// Whether truncation is ruled out as far as the transport can tell.
+        clean: bool,
+    },
 }
 
 /// What a wait for bytes brought.
@@ -67,13 +84,13 @@ pub enum Received {
 /// A [`Failure`] of kind connect, tls or timeout.
 pub async fn open(
     address: SocketAddr,
-    tls: Option<&(Arc<ClientConfig>, ServerName<'static>)>,
+    tls: Option<(&Arc<ClientConfig>, &ServerName<'static>)>,
     slot: &Slot,
 ) -> Result<Stream<impl Future<Output = io::Result<()>> + use<>>, Failure> {
     let socket = slot
         .unless_expired(TcpStream::connect_addr(address))
         .await?
-        .map_err(|error| Failure::io(Kind::Connect, &error))?;
+        .map_err(|error| cannot_connect(&error))?;
     socket
         .set_nodelay(true)
         .map_err(|error| Failure::io(Kind::Connect, &error))?;
@@ -92,9 +109,25 @@ pub async fn open(
         start_watch,
         tls,
         out: Vec::new(),
+        out_sent: 0,
     };
     stream.handshake(slot).await?;
     Ok(stream)
+}
+
+/// Says what ran out, where it is ours.
+fn cannot_connect(error: &io::Error) -> Failure {
+    let cure = match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) => {
+            "no source port is left towards this address; widen net.ipv4.ip_local_port_range, let \
+             connections live longer, or spread the load over several addresses of the server"
+        }
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "no descriptor is left; raise the limit on open files (ulimit -n)"
+        }
+        _ => return Failure::io(Kind::Connect, error),
+    };
+    Failure::new(Kind::Connect, cure)
 }
 
 async fn readable(socket: Rc<TcpStream>) -> io::Result<()> {
@@ -124,27 +157,118 @@ impl<W: Future<Output = io::Result<()>>> Stream<W> {
         Some(format!("{:?} {:?}", tls.protocol_version()?, suite))
     }
 
-    /// Sends all of `bytes`.
+    /// Sends `message`, and takes in what arrives while the socket takes no more.
+    ///
+    /// RFC 9112, 9.5 wants a client to look for an answer while its body is still going out: a
+    /// server that refuses it may answer at once, read no more, and close.
     ///
     /// # Errors
-    /// Kind reset when the connection is gone, timeout when the slot's deadline has passed.
-    pub async fn send(&mut self, bytes: &[u8], slot: &Slot) -> Result<(), Failure> {
-        if self.tls.is_none() {
-            return self.send_raw(bytes, slot).await;
-        }
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            if let Some(tls) = &mut self.tls {
-                // Takes as much as rustls buffers (64 KiB by default), which bounds our memory too.
-                let taken = tls
-                    .writer()
-                    .write(rest)
-                    .map_err(|error| Failure::io(Kind::Tls, &error))?;
-                rest = &rest[taken..];
+    /// What `take` returned; kind reset when the connection is gone, timeout when the slot's
+    /// deadline has passed.
+    pub async fn send(
+        &mut self,
+        message: &mut Outgoing<'_>,
+        slot: &Slot,
+        mut take: impl FnMut(&[u8]) -> Result<Taken, Failure>,
+    ) -> Result<Sent, Failure> {
+        let answered = Cell::new(false);
+        let mut take = |piece: &[u8]| {
+            let taken = take(piece)?;
+            answered.set(answered.get() || matches!(taken, Taken::Enough));
+            Ok(taken)
+        };
+        loop {
+            let pending = match self.fill(message)? {
+                true => &self.out[self.out_sent..],
+                false => message.piece(),
+            };
+            if pending.is_empty() {
+                return Ok(Sent::All);
             }
-            self.flush_tls(slot).await?;
+            let length = pending.len();
+            match sys::send_now(self.descriptor(), pending) {
+                Ok(sent) => {
+                    self.sent(message, sent);
+                    if sent == length {
+                        continue;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    // The peer takes no more, but its answer may have come before.
+                    let received = self.read(&mut take);
+                    return match received {
+                        _ if answered.get() => Ok(Sent::Answered),
+                        Ok(Received::End { clean }) => Ok(Sent::Closed { clean }),
+                        _ => Err(Failure::io(Kind::Reset, &error)),
+                    };
+                }
+            }
+            if self.blocked(slot).await? {
+                let received = self.read(&mut take);
+                self.watch.set((self.start_watch)(self.socket.clone()));
+                match received {
+                    _ if answered.get() => return Ok(Sent::Answered),
+                    Ok(Received::Bytes) => {}
+                    Ok(Received::End { clean }) => return Ok(Sent::Closed { clean }),
+                    Err(failure) => return Err(failure),
+                }
+            }
         }
-        Ok(())
+    }
+
+    /// Encrypts more of `message` when all that was encrypted is gone. Returns whether this
+    /// connection is encrypted, that is, whether `out` is what has to go next.
+    fn fill(&mut self, message: &mut Outgoing<'_>) -> Result<bool, Failure> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(false);
+        };
+        if self.out_sent < self.out.len() {
+            return Ok(true);
+        }
+        self.out.clear();
+        self.out_sent = 0;
+        while !message.piece().is_empty() {
+            // Takes as much as rustls buffers (64 KiB by default), which bounds our memory too.
+            let taken = tls
+                .writer()
+                .write(message.piece())
+                .map_err(|error| Failure::io(Kind::Tls, &error))?;
+            if taken == 0 {
+                break;
+            }
+            message.advance(taken);
+        }
+        while tls.wants_write() {
+            tls.write_tls(&mut self.out)
+                .map_err(|error| Failure::io(Kind::Tls, &error))?;
+        }
+        Ok(true)
+    }
+
+    fn sent(&mut self, message: &mut Outgoing<'_>, count: usize) {
+        match self.tls.is_some() {
+            true => self.out_sent += count,
+            false => message.advance(count),
+        }
+    }
+
+    /// Waits until the socket takes bytes, or has some. Returns whether it has some, or failed.
+    async fn blocked(&mut self, slot: &Slot) -> Result<bool, Failure> {
+        let socket = self.socket.clone();
+        let mut writable = pin!(socket.writable(false));
+        let watch = &mut self.watch;
+        slot.unless_expired(poll_fn(|cx| {
+            if let Poll::Ready(readable) = watch.as_mut().poll(cx) {
+                return Poll::Ready(readable.map(|()| true));
+            }
+            writable
+                .as_mut()
+                .poll(cx)
+                .map(|writable| writable.map(|()| false))
+        }))
+        .await?
+        .map_err(|error| Failure::io(Kind::Reset, &error))
     }
 
     /// Waits for bytes and gives all plaintext to `take`, piece by piece.
@@ -190,6 +314,7 @@ impl<W: Future<Output = io::Result<()>>> Stream<W> {
         if let Some(tls) = &mut self.tls {
             tls.send_close_notify();
             self.out.clear();
+            self.out_sent = 0;
             while tls.wants_write() && tls.write_tls(&mut self.out).is_ok() {}
             let _ = sys::send_now(self.descriptor(), &self.out);
         }
@@ -287,6 +412,7 @@ impl<W: Future<Output = io::Result<()>>> Stream<W> {
             if let Err(error) = tls.process_new_packets() {
                 // The alert that tells the peer why; the connection is lost either way.
                 self.out.clear();
+                self.out_sent = 0;
                 let _ = tls.write_tls(&mut self.out);
                 let _ = sys::send_now(self.descriptor(), &self.out);
                 return Err(Failure::new(Kind::Tls, error.to_string()));
@@ -306,36 +432,23 @@ impl<W: Future<Output = io::Result<()>>> Stream<W> {
         Ok(())
     }
 
+    /// Sends what TLS itself has to say.
     async fn flush_tls(&mut self, slot: &Slot) -> Result<(), Failure> {
-        let Some(tls) = &mut self.tls else {
-            return Ok(());
-        };
-        let mut out = std::mem::take(&mut self.out);
-        out.clear();
-        while tls.wants_write() {
-            tls.write_tls(&mut out)
-                .map_err(|error| Failure::io(Kind::Tls, &error))?;
-        }
-        let sent = self.send_raw(&out, slot).await;
-        self.out = out;
-        sent
-    }
-
-    async fn send_raw(&mut self, bytes: &[u8], slot: &Slot) -> Result<(), Failure> {
-        let mut rest = bytes;
-        loop {
-            match sys::send_now(self.descriptor(), rest) {
-                Ok(sent) => rest = &rest[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        let nothing = Cell::new(0);
+        let mut message = Outgoing::new(&[], &Rest::None, &nothing);
+        self.fill(&mut message)?;
+        while self.out_sent < self.out.len() {
+            match sys::send_now(self.descriptor(), &self.out[self.out_sent..]) {
+                Ok(sent) => self.out_sent += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    slot.unless_expired(self.socket.writable(false))
+                        .await?
+                        .map_err(|error| Failure::io(Kind::Reset, &error))?;
+                }
                 Err(error) => return Err(Failure::io(Kind::Reset, &error)),
             }
-            if rest.is_empty() {
-                return Ok(());
-            }
-            slot.unless_expired(self.socket.writable(false))
-                .await?
-                .map_err(|error| Failure::io(Kind::Reset, &error))?;
         }
+        Ok(())
     }
 }
 

@@ -55,6 +55,12 @@ impl Timer {
 
     /// Returns once `after` has passed. Zero returns at the next turn of the runtime.
     pub async fn wait(&self, after: Duration) -> io::Result<()> {
+        self.set(after)?;
+        self.expired().await
+    }
+
+    /// Sets the timer, whatever it was set to, without waiting for it.
+    pub fn set(&self, after: Duration) -> io::Result<()> {
         // A timer set to zero is disarmed and would never fire.
         let after = after.max(Duration::from_nanos(1));
         let spec = libc::itimerspec {
@@ -75,6 +81,11 @@ impl Timer {
         if set < 0 {
             return Err(io::Error::last_os_error());
         }
+        Ok(())
+    }
+
+    /// Returns once the time that was last set has passed.
+    pub async fn expired(&self) -> io::Result<()> {
         self.timer.readable(false).await
     }
 }
@@ -186,20 +197,26 @@ fn duration(time: libc::timeval) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000)
 }
 
-/// Raises the soft limit on open files to the hard one and returns it. A failure leaves it as it
-/// was: the connections then fail one by one with a message of their own.
-pub fn raise_open_files() -> u64 {
+/// Raises the limit on open files to what `needed` takes, or at least to the hard limit, and
+/// returns it. Beyond the hard limit goes only who may (`CAP_SYS_RESOURCE`).
+pub fn raise_open_files(needed: u64) -> u64 {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: `limit` is a valid rlimit that both calls only access for their duration.
+    // SAFETY: `limit` is a valid rlimit that the calls only access for their duration.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
             return 0;
         }
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        let hard = limit.rlim_max;
+        limit.rlim_cur = hard.max(needed);
+        limit.rlim_max = hard.max(needed);
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
+            limit.rlim_cur = hard;
+            limit.rlim_max = hard;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
         libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
     }
     limit.rlim_cur
@@ -224,4 +241,15 @@ pub fn terminal_size() -> Option<(usize, usize)> {
     // SAFETY: TIOCGWINSZ writes one winsize, which `size` is.
     let answer = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &mut size) };
     (answer == 0 && size.ws_col > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock that other processes of this machine read too.
+pub fn monotonic() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is writable and of the right size.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

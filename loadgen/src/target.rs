@@ -1,4 +1,4 @@
-//! Where the load goes and what is sent there: a [`Target`] has its request rendered once.
+//! Where the load goes: a [`Target`] is ready to be driven, and its URL and statuses are parsed.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+
+use crate::request::Request;
 
 /// One server under load, ready to be driven: nothing about it is looked up during the run.
 pub struct Target {
@@ -15,16 +17,45 @@ pub struct Target {
     pub url: String,
     /// Where connections go.
     pub address: SocketAddr,
-    /// TLS settings and the name to verify; none for `http`.
-    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    /// The whole request, as it goes out.
-    pub request: Arc<[u8]>,
-    /// True for HEAD, whose responses have no body.
-    pub is_head: bool,
-    /// The statuses that count as success.
-    pub expected_status: StatusSet,
-    /// The body that counts as success.
-    pub expected_body: Option<Arc<[u8]>>,
+    /// How it is spoken to over TLS; none for `http`.
+    pub tls: Option<TlsTarget>,
+    /// What is sent; at least one.
+    pub requests: Vec<Request>,
+    /// Header lines of which each connection adds one to its requests, in turn: who calls.
+    pub callers: Vec<CallerLine>,
+}
+
+/// TLS settings of a target.
+pub struct TlsTarget {
+    /// The name to verify.
+    pub name: ServerName<'static>,
+    /// One per client certificate, of which each connection uses one, in turn; at least one.
+    pub configs: Vec<Arc<ClientConfig>>,
+}
+
+impl Target {
+    /// The TLS settings of connection `index`.
+    pub fn tls_of(&self, index: usize) -> Option<(&Arc<ClientConfig>, &ServerName<'static>)> {
+        let tls = self.tls.as_ref()?;
+        Some((&tls.configs[index % tls.configs.len()], &tls.name))
+    }
+
+    /// The header line that connection `index` adds, if there are any.
+    pub fn caller_of(&self, index: usize) -> Option<&CallerLine> {
+        match self.callers.as_slice() {
+            [] => None,
+            lines => Some(&lines[index % lines.len()]),
+        }
+    }
+}
+
+/// A header line that tells who calls, `\r\n` included. It holds a key and is never shown.
+pub struct CallerLine(pub Vec<u8>);
+
+impl fmt::Debug for CallerLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CallerLine(...)")
+    }
 }
 
 /// An absolute URL, taken apart.
@@ -117,83 +148,6 @@ impl Url {
     }
 }
 
-/// What the request is made of.
-pub struct RequestParts<'a> {
-    /// The method.
-    pub method: &'a str,
-    /// The URL it goes to.
-    pub url: &'a Url,
-    /// `Name: value` lines as the user wrote them; they replace the defaults.
-    pub headers: &'a [String],
-    /// The body; `Content-Length` is added when there is one, or when the method usually has one.
-    pub body: &'a [u8],
-    /// Asks the server to close after its answer.
-    pub close: bool,
-}
-
-/// Renders the request, head and body in one piece, so that it leaves in one write.
-///
-/// # Errors
-/// When the method or a header could not be sent as written.
-pub fn render(parts: &RequestParts<'_>) -> Result<Arc<[u8]>, String> {
-    let token = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_graphic() && !b"\"(),/:;<=>?@[\\]{}".contains(&b))
-    };
-    if !token(parts.method) {
-        return Err("-X: the method is not a token such as GET".into());
-    }
-    let mut lines: Vec<(&str, String)> = Vec::new();
-    for header in parts.headers {
-        let (name, value) = header
-            .split_once(':')
-            .ok_or("-H: a header is written as 'Name: value'")?;
-        let value = value.trim();
-        if !token(name) || value.bytes().any(|b| b < b' ' && b != b'\t' || b == 0x7f) {
-            return Err(format!(
-                "-H: `{}` has a name that is no token or a control byte in its value",
-                name.trim()
-            ));
-        }
-        lines.push((name, value.to_owned()));
-    }
-    let given = |wanted: &str| {
-        lines
-            .iter()
-            .any(|(name, _)| name.eq_ignore_ascii_case(wanted))
-    };
-    let mut defaults = Vec::new();
-    if !given("host") {
-        defaults.push(("Host", parts.url.authority()));
-    }
-    if !given("user-agent") {
-        defaults.push((
-            "User-Agent",
-            format!("loadgen/{}", env!("CARGO_PKG_VERSION")),
-        ));
-    }
-    if !given("accept") {
-        defaults.push(("Accept", "*/*".into()));
-    }
-    let has_framing = given("content-length") || given("transfer-encoding");
-    if !has_framing && (!parts.body.is_empty() || matches!(parts.method, "POST" | "PUT" | "PATCH"))
-    {
-        defaults.push(("Content-Length", parts.body.len().to_string()));
-    }
-    if parts.close && !given("connection") {
-        defaults.push(("Connection", "close".into()));
-    }
-    let mut request = format!("{} {} HTTP/1.1\r\n", parts.method, parts.url.path).into_bytes();
-    for (name, value) in defaults.iter().chain(&lines) {
-        request.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
-    }
-    request.extend_from_slice(b"\r\n");
-    request.extend_from_slice(parts.body);
-    Ok(request.into())
-}
-
 /// A set of statuses, such as `200,204,3xx`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StatusSet {
@@ -206,6 +160,20 @@ impl StatusSet {
     pub fn success() -> Self {
         Self {
             ranges: vec![(200, 399)],
+        }
+    }
+
+    /// Success only: the default where a redirection is no answer.
+    pub fn answered() -> Self {
+        Self {
+            ranges: vec![(200, 299)],
+        }
+    }
+
+    /// One status.
+    pub fn only(status: u16) -> Self {
+        Self {
+            ranges: vec![(status, status)],
         }
     }
 
@@ -291,61 +259,6 @@ mod tests {
         ] {
             assert!(Url::parse(text).is_err(), "{text}");
         }
-    }
-
-    fn rendered(
-        method: &str,
-        headers: &[&str],
-        body: &[u8],
-        close: bool,
-    ) -> Result<String, String> {
-        let headers: Vec<String> = headers.iter().map(|&h| h.to_owned()).collect();
-        let url = Url::parse("https://api.example.com/v1?x=1").unwrap();
-        let parts = RequestParts {
-            method,
-            url: &url,
-            headers: &headers,
-            body,
-            close,
-        };
-        render(&parts).map(|bytes| String::from_utf8(bytes.to_vec()).unwrap())
-    }
-
-    #[test]
-    fn requests() {
-        let agent = concat!("User-Agent: loadgen/", env!("CARGO_PKG_VERSION"), "\r\n");
-        assert_eq!(
-            rendered("GET", &[], b"", false).unwrap(),
-            format!("GET /v1?x=1 HTTP/1.1\r\nHost: api.example.com\r\n{agent}Accept: */*\r\n\r\n")
-        );
-        assert_eq!(
-            rendered(
-                "POST",
-                &["accept: text/plain", "HOST:b", "User-Agent: me"],
-                b"hi",
-                true
-            )
-            .unwrap(),
-            "POST /v1?x=1 HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\naccept: text/plain\r\nHOST: b\r\nUser-Agent: me\r\n\r\nhi"
-        );
-        assert!(
-            rendered("POST", &[], b"", false)
-                .unwrap()
-                .contains("Content-Length: 0\r\n")
-        );
-        assert!(rendered("G T", &[], b"", false).is_err());
-        assert!(rendered("GET", &["no colon"], b"", false).is_err());
-        assert!(rendered("GET", &["A: b\r\nC: d"], b"", false).is_err());
-    }
-
-    #[test]
-    fn refusing_a_header_does_not_show_its_value() {
-        let error =
-            rendered("GET", &["Authorization: Bearer hunter2\u{7}"], b"", false).unwrap_err();
-        assert!(
-            error.contains("Authorization") && !error.contains("hunter2"),
-            "{error}"
-        );
     }
 
     #[test]

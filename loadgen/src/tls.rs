@@ -1,14 +1,15 @@
-//! How the server's certificate is judged: by a CA file, by the system's roots, or not at all.
+//! How the server's certificate is judged: by a CA file, by the system's roots, or not at all; and
+//! which certificate is presented to it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 /// Whom to trust.
@@ -22,32 +23,76 @@ pub enum Trust<'a> {
     Anyone,
 }
 
-/// Client settings: TLS 1.3 and 1.2, `http/1.1` by ALPN, resumption only if `resume`.
+/// Client settings: TLS 1.3 and 1.2, `http/1.1` by ALPN, resumption only if `resume`. One for each
+/// pair of a certificate and its key, or one that presents none. Each has its own sessions.
 ///
 /// # Errors
-/// When the roots cannot be read; the text names the file.
-pub fn client_config(trust: Trust<'_>, resume: bool) -> Result<Arc<ClientConfig>, String> {
+/// When the roots, a certificate or a key cannot be read; the text names the file.
+pub fn client_configs(
+    trust: Trust<'_>,
+    resume: bool,
+    pairs: &[(&PathBuf, &PathBuf)],
+) -> Result<Vec<Arc<ClientConfig>>, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let mut config = match trust {
-        Trust::Anyone => builder
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(NoVerification(provider)))
-            .with_no_client_auth(),
-        Trust::File(path) => builder
-            .with_root_certificates(roots_from(path)?)
-            .with_no_client_auth(),
-        Trust::System => builder
-            .with_root_certificates(system_roots()?)
-            .with_no_client_auth(),
+    let roots = match trust {
+        Trust::Anyone => None,
+        Trust::File(path) => Some(Arc::new(roots_from(path)?)),
+        Trust::System => Some(Arc::new(system_roots()?)),
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    if !resume {
-        config.resumption = Resumption::disabled();
+    let config = |pair: Option<&(&PathBuf, &PathBuf)>| {
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let builder = match &roots {
+            None => builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(NoVerification(provider.clone()))),
+            Some(roots) => builder.with_root_certificates(roots.clone()),
+        };
+        let mut config = match pair {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => {
+                let (shown, shown_key) = (chain.display(), key.display());
+                builder
+                    .with_client_auth_cert(chain_from(chain)?, key_from(key)?)
+                    .map_err(|error| {
+                        format!("--client-cert {shown}, --client-key {shown_key}: {error}")
+                    })?
+            }
+        };
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if !resume {
+            config.resumption = Resumption::disabled();
+        }
+        Ok(Arc::new(config))
+    };
+    match pairs {
+        [] => Ok(vec![config(None)?]),
+        pairs => pairs.iter().map(|pair| config(Some(pair))).collect(),
     }
-    Ok(Arc::new(config))
+}
+
+fn chain_from(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let shown = path.display();
+    let pem = fs::read(path).map_err(|error| format!("--client-cert {shown}: {error}"))?;
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| format!("--client-cert {shown}: {error}"))?;
+    match chain.is_empty() {
+        true => Err(format!(
+            "--client-cert {shown}: the file holds no certificate in PEM form"
+        )),
+        false => Ok(chain),
+    }
+}
+
+fn key_from(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| {
+        format!(
+            "--client-key {}: no private key in PEM form could be read: {error}",
+            path.display()
+        )
+    })
 }
 
 fn roots_from(path: &Path) -> Result<RootCertStore, String> {

@@ -65,7 +65,7 @@ pub fn run(plan: &Plan, start: &Start, view: &mut View, over: impl Fn() -> bool)
         if timeline.is_none() {
             timeline = start.agreed().map(|at| plan.timeline(at));
             if let Some(timeline) = timeline {
-                view.begin(plan, timeline);
+                view.begin(plan, timeline, &start.ready_line());
             }
         }
         let mut until = now + IDLE_MAX;

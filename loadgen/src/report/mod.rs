@@ -3,6 +3,7 @@
 
 mod csv;
 mod hgrm;
+mod load;
 mod table;
 
 use std::collections::BTreeMap;
@@ -110,6 +111,9 @@ pub struct TargetReport {
     pub latency_from_send: Latency,
     /// Connections and how long they took to open.
     pub connections: Connections,
+    /// What its load was made of.
+    #[serde(flatten)]
+    pub load: load::LoadReport,
     #[serde(skip)]
     corrected: Histogram<u64>,
     #[serde(skip)]
@@ -253,7 +257,7 @@ impl Report {
             .enumerate()
             .map(|(index, (target, stats))| {
                 let driven = timeline.driven(index, timeline.measure_from, timeline.end);
-                target_report(target, stats, driven)
+                target_report(plan, target, stats, driven)
             })
             .collect();
         let good = targets.iter().map(|target| target.good_in_time).sum();
@@ -353,7 +357,7 @@ impl Moment {
     }
 }
 
-fn target_report(target: &Target, stats: TargetStats, driven: Nanos) -> TargetReport {
+fn target_report(plan: &Plan, target: &Target, stats: TargetStats, driven: Nanos) -> TargetReport {
     TargetReport {
         name: target.name.clone(),
         url: target.url.clone(),
@@ -394,6 +398,7 @@ fn target_report(target: &Target, stats: TargetStats, driven: Nanos) -> TargetRe
             failed: stats.connections_failed,
             opening: latency(&stats.opening),
         },
+        load: load::LoadReport::new(plan, target, &stats),
         tls: stats.tls,
         corrected: stats.corrected,
         series: stats.series,

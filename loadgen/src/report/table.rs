@@ -111,6 +111,7 @@ impl Report {
             if !status.is_empty() {
                 writeln!(out, "  status {}", status.join(", "))?;
             }
+            target.load.write_text(out)?;
             if target.errors_total > 0 {
                 let kinds: Vec<_> = target
                     .errors
