@@ -526,6 +526,12 @@ impl Core {
         }
     }
 
+    /// Whether requests wait for a connection.
+    pub fn any_waiting(&self) -> bool {
+        let waits = |lane: &Lane| !lane.waiting.borrow().is_empty();
+        self.lanes.iter().any(waits)
+    }
+
     /// The load is over: what waits is counted, for it will not be sent.
     pub fn give_up_waiting(&self) {
         for (target, lane) in self.lanes.iter().enumerate() {

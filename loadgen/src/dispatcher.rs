@@ -31,10 +31,13 @@ pub async fn open_loop(
     let mut lateness = Lateness::new(nanos(core.plan().spin));
     let mut cpu = CpuWindow::new(timeline);
     let mut sweeper = Sweeper::new(core);
+    let mut grace_until = None;
     loop {
         timeline = core.heed_stop(timeline);
         let mut now = clock.now();
-        if schedule.next_due().saturating_sub(now) <= lateness.margin() {
+        if schedule.next_due() < timeline.end
+            && schedule.next_due().saturating_sub(now) <= lateness.margin()
+        {
             now = spin_until(schedule.next_due(), core, timer).await;
         }
         let mut handed_out = 0;
@@ -54,10 +57,15 @@ pub async fn open_loop(
         }
         cpu.look(now, core);
         let sweep_at = sweeper.look(now, slots);
-        // What was due before the end is handed out, even if we were held up until after it:
-        // requests that nobody counts would be missing where the latency is worst.
-        if now >= timeline.end && schedule.next_due() >= timeline.end {
-            break;
+        // What was due before the end is handed out even if we were held up until after it, and
+        // the connections get as long to work it off: requests that nobody sends or counts would
+        // be missing where the latency is worst.
+        if now >= timeline.end {
+            let grace = *grace_until.get_or_insert(now + (now - timeline.end));
+            let handed_out_all = schedule.next_due() >= timeline.end;
+            if handed_out_all && (now >= grace || !core.any_waiting()) {
+                break;
+            }
         }
         let until = schedule
             .next_due()
@@ -66,6 +74,10 @@ pub async fn open_loop(
             .min(timeline.end)
             .min(cpu.next());
         now = clock.now();
+        let until = match grace_until {
+            Some(grace) => until.max(now + GRACE_LOOK).min(grace),
+            None => until,
+        };
         // A burst that was cut short also comes by here, so that answers get their turn.
         pause(timer, until.saturating_sub(now)).await;
         if until > now {
@@ -257,6 +269,9 @@ impl CpuWindow {
         core.used(CpuTime::of_thread().since(start));
     }
 }
+
+/// How often to look, after the end, whether the connections have worked off what was late.
+const GRACE_LOOK: Nanos = MILLISECOND / 10;
 
 /// Deadlines of idle connections are kept to within this.
 const IDLE_SWEEP: Nanos = 500 * MILLISECOND;
