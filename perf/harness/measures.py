@@ -5,6 +5,7 @@ turns within one bench, A B C .. then C B A .., all of them up and warm: machine
 for all. A contender that fails loses its place in that scenario, and the report says why.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -100,12 +101,15 @@ def rows(bench, scenario, results, label=None, at=None, **more):
             continue
         figures = {}
         for key in rounds[0]:
-            if key not in ("valid", "note"):
+            if key not in NOT_FIGURES:
                 figures[key] = [one[key] for one in rounds if key in one]
         marks = {"valid": all(one.get("valid", True) for one in rounds)}
         if "load_core_busy" in figures:
             marks["judge_bound"] = statistics.median(figures["load_core_busy"]) > BUSY
-        if notes := sorted({one["note"] for one in rounds if one.get("note")}):
+        notes = sorted({one["note"] for one in rounds if one.get("note")})
+        if errors := sum((collections.Counter(one.get("error_kinds", {})) for one in rounds), collections.Counter()):
+            notes.append("errors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items())))
+        if notes:
             marks["note"] = "; ".join(notes)
         if name == DIRECT:
             # Its process is the mock API: nobody's figure.
@@ -119,6 +123,10 @@ def rows(bench, scenario, results, label=None, at=None, **more):
         found.append(Row(label or scenario.name, scenario.kind, name, "", scenario.shown(), at, {},
                          {"failed_because": first_sentence(reason)}))
     return found
+
+
+# What a turn tells beside its figures.
+NOT_FIGURES = {"valid", "note", "error_kinds"}
 
 
 def first_sentence(text):
@@ -149,7 +157,7 @@ def figures(name, document):
         found["cpu_us_per_request"] = watched["cpu_s"] * 1e6 / target["good"]
         found["proxy_core_busy"] = watched["cpu_s"] / document["duration_s"]
     if target["errors_total"]:
-        found["note"] = "errors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(target["errors"].items()))
+        found["error_kinds"] = target["errors"]
     return found
 
 
@@ -464,7 +472,7 @@ def reload(options, scenario, names, tell):
             return {"failed": found["errors"], "max_us": found["max_us"], "p99_us": found["p99_us"],
                     "p999_us": found["p999_us"], "quiet_max_us": quiet["max_us"], "quiet_p99_us": quiet["p99_us"],
                     "rps": found["rps"], "load_core_busy": found["load_core_busy"], "valid": found["valid"],
-                    **({"note": found["note"]} if "note" in found else {})}
+                    "error_kinds": found.get("error_kinds", {})}
 
         yield from changes(bench, scenario, turn, tell)
 
@@ -493,7 +501,7 @@ def rotation(options, scenario, names, tell):
             return {"failed": found["errors"], "max_us": found["max_us"], "p99_us": found["p99_us"],
                     "ms_until_used": used * 1e3, "ms_until_last_old": last_old * 1e3, "rps": found["rps"],
                     "load_core_busy": found["load_core_busy"], "valid": found["valid"],
-                    **({"note": found["note"]} if "note" in found else {})}
+                    "error_kinds": found.get("error_kinds", {})}
 
         yield from changes(bench, scenario, turn, tell)
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import unittest
 
-from harness import bench, contender, history, idle, machine, measures, slowdown, tables
+from harness import bench, contender, history, idle, machine, measures, scenario, slowdown, tables
 from harness.contender import CannotMeasure
 
 
@@ -26,10 +26,23 @@ class Reading(unittest.TestCase):
         self.assertAlmostEqual(found["cpu_us_per_request"], 20.0)
         # Spinning is no work.
         self.assertAlmostEqual(found["load_core_busy"], 0.9)
-        self.assertNotIn("note", found)
+        self.assertNotIn("error_kinds", found)
         found = measures.figures("nginx", document(good=100, errors_total=3, errors={"reset": 1, "timeout": 2}))
         self.assertAlmostEqual(found["cpu_us_per_request"], 40.0)
-        self.assertEqual(found["note"], "errors: 1 reset, 2 timeout")
+        self.assertEqual(found["error_kinds"], {"reset": 1, "timeout": 2})
+
+    def test_errors_of_all_rounds_add_up(self):
+        class Bench:
+            running = {"nginx": measures.Row("", "", "nginx", "1", {})}
+            failed = {"caddy": "ended\nwith a long log"}
+
+        Bench.running["nginx"].tls = Bench.running["nginx"].upstream_tls = ""
+        rounds = [measures.figures("nginx", document(errors_total=1, errors={"reset": 1})),
+                  measures.figures("nginx", document(errors_total=5, errors={"reset": 1, "unsent": 4}))]
+        nginx, caddy = measures.rows(Bench, scenario.load("saturated"), {"nginx": rounds})
+        self.assertEqual(nginx.marks["note"], "errors: 2 reset, 4 unsent")
+        self.assertEqual(nginx.figures["errors"], [1, 5])
+        self.assertEqual(caddy.marks, {"failed_because": "ended"})
 
     def test_a_body_is_counted_in_gigabytes(self):
         found = measures.bulk("nginx", document(), 10_000_000)
