@@ -23,7 +23,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness.contender import CannotMeasure, Job, NotSupported, find_built, known, load, tree, write_private
+from harness.contender import (
+    CannotMeasure, Job, NotSupported, current_user, find_built, known, load, tree, write_private,
+)
 
 HOST = "api.example.com"
 KEY = "perf-real-key-" + "0123456789abcdef" * 2
@@ -365,7 +367,7 @@ def job_for(work, api, tls, routes=1, key=KEY, cpu=None):
     return Job(
         dir=work, port=free_port(), host=HOST, upstream_port=api.port, ca=api.ca, cert=tls.cert, cert_key=tls.cert_key,
         bundle=tls.bundle, key=key, key_file=write_private(work / "key", key), cpu=cpu, workers=1, cpus=[cpu],
-        routes=routes, user=None,
+        routes=routes, user=current_user() if os.geteuid() == 0 else None,
     )
 
 

@@ -30,10 +30,10 @@ class Contender(contender.Contender):
 
     def start(self, job):
         self.write(job, job.key)
-        command = shlex.join([str(self.program), "-W", "-f", str(job.dir / "haproxy.cfg")])
         # HAProxy writes its log to descriptors and sockets, not to files of its own: this is its standard output.
         # Through a shell that becomes HAProxy, so that the process is the same.
-        return ["/bin/sh", "-c", f"exec {command} >>{shlex.quote(str(job.dir / 'haproxy-access.log'))}"]
+        log = shlex.quote(str(job.dir / "haproxy-access.log"))
+        return ["/bin/sh", "-c", f'exec "$0" "$@" >>{log}', str(self.program), "-W", "-f", str(job.dir / "haproxy.cfg")]
 
     def check_command(self, job):
         """What says whether the configuration that `start` wrote is a valid one."""
