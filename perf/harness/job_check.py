@@ -38,9 +38,12 @@ STRIPPED = [
 
 # How long anything may take that has to happen: a start with 10,000 routes is the longest.
 PATIENCE_S = 300.0
-# An event that arrives later than this after it was sent was held back. Events are 100 ms apart, so one that waits
-# for the next is caught; a busy machine's delays are not.
+# Time between the events of a stream.
+EVENT_GAP_S = 0.1
+# An event that comes so much closer to the one before it was held back, as one that waits for the next is.
 EVENT_DELAY_MAX_S = 0.09
+# Streams of which one has to arrive as it was sent.
+STREAMS_TRIED_MAX = 5
 
 
 class Failed(Exception):
@@ -140,9 +143,22 @@ def expect_digest(caller, seen, body, what):
 
 
 def streams_events(caller, key):
-    """Each event arrives when it is sent, not with the next one and not at the end."""
+    """Each event arrives when it is sent, not with the next one and not at the end.
+
+    One who holds events back does so every time; a machine that is busy for a moment does not.
+    """
+    for _ in range(STREAMS_TRIED_MAX):
+        gaps = gaps_between_events(caller)
+        if min(gaps) >= EVENT_GAP_S - EVENT_DELAY_MAX_S:
+            return
+    raise Failed(
+        f"{caller.name} holds events back: gaps of {[round(gap, 3) for gap in gaps]} s where {EVENT_GAP_S} was sent"
+    )
+
+
+def gaps_between_events(caller):
     with caller.connect() as stream:
-        caller.send(stream, "GET", "/sse?n=5&ms=100", "Accept: text/event-stream\r\n")
+        caller.send(stream, "GET", f"/sse?n=5&ms={EVENT_GAP_S * 1000:.0f}", "Accept: text/event-stream\r\n")
         arrivals, held, chunk = [], b"", b" "
         while chunk and b"[DONE]" not in held:
             chunk = stream.recv(65536)
@@ -150,9 +166,7 @@ def streams_events(caller, key):
             arrivals += [time.monotonic()] * (held.count(b"data:") - len(arrivals))
     if len(arrivals) < 5:
         raise Failed(f"{caller.name} passed on {len(arrivals)} of 5 events")
-    gaps = [later - earlier for earlier, later in zip(arrivals[:5], arrivals[1:5])]
-    if min(gaps) < 0.1 - EVENT_DELAY_MAX_S:
-        raise Failed(f"{caller.name} holds events back: gaps of {[round(gap, 3) for gap in gaps]} s where 0.1 was sent")
+    return [later - earlier for earlier, later in zip(arrivals[:5], arrivals[1:5])]
 
 
 def upgrades(caller, key):

@@ -10,6 +10,8 @@ from harness.contender import find_program, first_line, write_private
 STRIPPED = ["proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "ocp-apim-subscription-key"]
 # "No limit" in words of 32 bits; Envoy's own FAQ on disabling circuit breaking takes it too.
 UNLIMITED = 1_000_000_000
+# What a connection may hold back before its other side is no longer read; past it Envoy waits.
+CONNECTION_BYTES_MAX = 256 * 1024
 
 
 class Contender(contender.Contender):
@@ -87,6 +89,7 @@ def cluster(job):
     return typed(
         "envoy.config.cluster.v3.Cluster",
         name="api", type="STATIC", connect_timeout="10s",
+        per_connection_buffer_limit_bytes=CONNECTION_BYTES_MAX,
         circuit_breakers={"thresholds": [{"priority": priority, **unlimited} for priority in ("DEFAULT", "HIGH")]},
         load_assignment={"cluster_name": "api", "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {
             "socket_address": {"address": "127.0.0.1", "port_value": job.upstream_port}}}}]}]},
@@ -145,6 +148,7 @@ def listener(job):
     return typed(
         "envoy.config.listener.v3.Listener",
         name="callers",
+        per_connection_buffer_limit_bytes=CONNECTION_BYTES_MAX,
         address={"socket_address": {"address": "127.0.0.1", "port_value": job.port}},
         listener_filters=[{"name": "envoy.filters.listener.tls_inspector", "typed_config": typed(
             "envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector")}],

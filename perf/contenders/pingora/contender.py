@@ -34,7 +34,8 @@ class Contender(contender.Contender):
         config = {
             "listen": f"127.0.0.1:{job.port}",
             "workers": job.workers,
-            "work_stealing": True,
+            # One thread has nobody to share with.
+            "work_stealing": job.workers > 1,
             "user": job.user,
             "upstream": f"127.0.0.1:{job.upstream_port}",
             "host": job.host,
