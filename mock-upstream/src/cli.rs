@@ -78,7 +78,31 @@ pub struct Options {
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 
-    /// Address of the clear-text control port (`/__stats`, `/__keys`).
+    /// Keep every request byte by byte as it came out of TLS, credentials included: in a FILE of
+    /// JSON lines, in a DIRECTORY (one that exists, or ends in `/`), or in `memory` only. The
+    /// latest are told by `GET /__records` on the control port.
+    #[arg(long, value_name = "WHERE")]
+    pub record_raw: Option<PathBuf>,
+
+    /// How long answers take: fixed:20ms, lognormal:median=20ms,sigma=0.5,
+    /// bimodal:fast=5ms,slow=200ms,share=0.05 or histogram:FILE[,unit=us]; for a path prefix:
+    /// /v1/=MODEL. May be repeated.
+    #[arg(long, value_name = "[/PREFIX=]MODEL")]
+    pub latency: Vec<String>,
+
+    /// Rate limits, as `PUT /__limits` takes them.
+    #[arg(long, value_name = "FILE")]
+    pub limits: Option<PathBuf>,
+
+    /// Faults, as `PUT /__faults` takes them.
+    #[arg(long, value_name = "FILE")]
+    pub faults: Option<PathBuf>,
+
+    /// Seed of latencies and of faults by chance; without it, one is made up. Printed in any case.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+
+    /// Address of the clear-text control port (see the README).
     #[arg(long, value_name = "ADDRESS")]
     pub control: Option<SocketAddr>,
 

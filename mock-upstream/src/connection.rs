@@ -14,6 +14,7 @@ use crate::control;
 use crate::handlers::{self, Endpoint};
 use crate::http::{BodyDecoder, BodyError, Decoded, Framing, Head, HeadError, Response, Version};
 use crate::keys::Access;
+use crate::raw::Place;
 use crate::stream::{Received, Stream, TlsFacts};
 use crate::worker::{Role, Worker};
 
@@ -33,8 +34,23 @@ pub struct Connection {
     pub peer: SocketAddr,
     /// What the handshake settled; none in clear text.
     pub tls: Option<TlsFacts>,
+    role: Role,
+    /// The number of the request that the raw record has last.
+    taped: u64,
+    /// When the request's head had arrived, if anybody wants to know: `CLOCK_MONOTONIC`.
+    pub arrived: u64,
+    /// Fields that every answer to the request at hand carries.
+    pub extra_fields: Vec<(String, String)>,
     /// Whether the answer to the request at hand says `Connection: close`.
     closing: bool,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if self.role == Role::Api {
+            self.worker.stats.reused(self.requests);
+        }
+    }
 }
 
 /// How an exchange ended, and hence what becomes of the connection.
@@ -103,6 +119,7 @@ impl Connection {
         number: u64,
         peer: SocketAddr,
         tls: Option<TlsFacts>,
+        role: Role,
     ) -> Self {
         Connection {
             stream,
@@ -112,12 +129,17 @@ impl Connection {
             requests: 0,
             peer,
             tls,
+            role,
+            taped: 0,
+            arrived: 0,
+            extra_fields: Vec::new(),
             closing: false,
         }
     }
 
     /// Serves requests until the connection ends.
-    pub async fn serve(mut self, role: Role) {
+    pub async fn serve(mut self) {
+        let role = self.role;
         loop {
             match self.next_head().await {
                 Ok(true) => {}
@@ -127,6 +149,8 @@ impl Connection {
                 }
                 Err(NextHead::Gone) => return self.worker.stats.abandoned.increment(),
                 Err(NextHead::Bad(error)) => {
+                    self.requests += 1;
+                    self.tape_malformed(&error.to_string());
                     self.worker.stats.malformed.increment();
                     handlers::refuse(&mut self, error.status(), "malformed", &error.to_string());
                     return self.linger().await;
@@ -137,6 +161,9 @@ impl Connection {
             self.closing = !self.head.keep_alive() || self.requests == limit;
             if role == Role::Api {
                 self.worker.stats.requests.increment();
+                if self.requests == 1 {
+                    self.worker.stats.used.increment();
+                }
                 if self.answer_fixed() {
                     if self.stream.outbox().len() > OUTBOX_BYTES_MAX
                         && self.stream.flush().await.is_err()
@@ -163,11 +190,16 @@ impl Connection {
                 }
                 Ok(After::Linger) => return self.linger().await,
                 Ok(After::Cut) => {
-                    let _ = self.stream.cut().await;
+                    let _ = self.stream.cut();
                     return;
                 }
-                Err(Gone::Client) => return self.worker.stats.abandoned.increment(),
+                Err(Gone::Client) if self.stream.is_faulted() => return,
+                Err(Gone::Client) => {
+                    self.tape_request(Some("the client left before it was whole"));
+                    return self.worker.stats.abandoned.increment();
+                }
                 Err(Gone::Malformed(error)) => {
+                    self.tape_malformed(&error.to_string());
                     self.worker.stats.malformed.increment();
                     self.closing = true;
                     handlers::refuse(&mut self, 400, "malformed", &error.to_string());
@@ -187,6 +219,8 @@ impl Connection {
             || self.head.version() != Version::Http11
             || self.closing
             || settings.record.is_some()
+            || settings.raw.is_some()
+            || !self.worker.steering().is_plain()
         {
             return false;
         }
@@ -200,9 +234,42 @@ impl Connection {
         true
     }
 
+    /// Keeps the bytes of the request at hand in the raw record, if there is one. Call it before
+    /// the answer leaves. Bytes that are consumed later are added later.
+    pub fn tape_request(&mut self, error: Option<&str>) {
+        let Some(tape) = self.stream.take_tape() else {
+            return;
+        };
+        let place = Place {
+            connection: self.number,
+            request: self.requests,
+        };
+        if let Some(raw) = &self.worker.settings.raw {
+            let outcome = match self.taped == self.requests {
+                true if tape.is_empty() => Ok(()),
+                true => raw.amend(place, tape),
+                false => raw.push(place, tape, error.map(str::to_string)),
+            };
+            self.taped = self.requests;
+            if let Err(error) = outcome {
+                eprintln!("mock-upstream: the raw record is incomplete: {error}");
+            }
+        }
+    }
+
+    /// Keeps everything that has arrived: nobody can say where a malformed request ends.
+    fn tape_malformed(&mut self, error: &str) {
+        let unread = self.stream.input().len();
+        self.stream.consume(unread);
+        self.tape_request(Some(error));
+    }
+
     /// Waits for a whole request head. `Ok(false)`: the client is done.
     async fn next_head(&mut self) -> Result<bool, NextHead> {
         self.head.reset();
+        if self.requests > 0 {
+            self.tape_request(None);
+        }
         loop {
             match self.head.parse(self.stream.input()) {
                 Ok(Some(length)) => {
@@ -232,12 +299,15 @@ impl Connection {
     pub fn respond(&mut self, status: u16) -> Response<'_> {
         let omit_content = self.head.is_head_request();
         let old = self.head.version() == Version::Http10;
-        let response = Response::start(
+        let mut response = Response::start(
             self.stream.outbox(),
             status,
             &self.worker.date(),
             omit_content,
         );
+        for (name, value) in &self.extra_fields {
+            response = response.field(name, value);
+        }
         match self.closing {
             false if old => response.field("Connection", "keep-alive"),
             closing => response.closing(closing),
@@ -255,12 +325,9 @@ impl Connection {
         let mut digest = wish.digest.then(Sha256::new);
         let mut content = Some(Vec::new());
         let mut bytes = 0;
-        if !decoder.is_done() {
-            if self.head.expects_continue() && self.stream.input().is_empty() {
-                let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
-                self.stream.outbox().extend_from_slice(go_on);
-            }
-            self.stream.expect_bulk(true);
+        if !decoder.is_done() && self.head.expects_continue() && self.stream.input().is_empty() {
+            let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+            self.stream.outbox().extend_from_slice(go_on);
         }
         loop {
             let step = decoder.step(self.stream.input()).map_err(Gone::Malformed)?;
@@ -291,7 +358,6 @@ impl Connection {
                 return Err(Gone::Client);
             }
         }
-        self.stream.expect_bulk(false);
         Ok(Body {
             read: true,
             bytes,
@@ -326,7 +392,7 @@ impl Connection {
     }
 
     async fn watch(&mut self, time: Duration) -> Result<(), Gone> {
-        let mut sleep = pin!(monoio::time::sleep(time));
+        let mut sleep = pin!(self.worker.alarm.sleep(time));
         loop {
             if self.stream.input().len() >= PIPELINED_BYTES_MAX {
                 sleep.await;
@@ -334,7 +400,7 @@ impl Connection {
             }
             monoio::select! {
                 () = &mut sleep => return Ok(()),
-                ready = self.stream.readable() => ready?,
+                () = self.stream.readable() => {}
             }
             if self.stream.receive().await? == Received::End {
                 return Err(Gone::Client);
@@ -347,7 +413,6 @@ impl Connection {
         if self.stream.finish().await.is_err() {
             return;
         }
-        self.stream.expect_bulk(true);
         let mut discarded = 0;
         let _ = monoio::time::timeout(LINGER, async {
             // Dropped if it takes too long: nothing follows.

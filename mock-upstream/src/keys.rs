@@ -8,20 +8,15 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::http::{Head, uri};
+use crate::published::Published;
 
 /// The valid keys, shared and replaceable.
-#[derive(Debug, Default)]
-pub struct KeyRing {
-    current: Mutex<Arc<KeySet>>,
-    generation: AtomicU64,
-}
+pub type KeyRing = Published<KeySet>;
 
 /// One immutable set of valid keys.
 #[derive(Default)]
@@ -55,32 +50,6 @@ pub enum Access {
     Missing,
     /// Credentials, none of them valid.
     Wrong,
-}
-
-impl KeyRing {
-    /// A ring that holds these keys.
-    pub fn new(keys: KeySet) -> Self {
-        KeyRing {
-            current: Mutex::new(Arc::new(keys)),
-            generation: AtomicU64::new(0),
-        }
-    }
-
-    /// Replaces the keys for every request that is parsed from now on.
-    pub fn replace(&self, keys: KeySet) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-        self.generation.fetch_add(1, Ordering::Release);
-    }
-
-    /// A number that changes whenever the keys do.
-    pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The keys that are valid now.
-    pub fn current(&self) -> Arc<KeySet> {
-        Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
-    }
 }
 
 impl KeySet {

@@ -17,20 +17,31 @@
 
 #![forbid(unsafe_code)]
 
+pub mod alarm;
 pub mod cli;
 pub mod clock;
 pub mod connection;
 pub mod control;
+pub mod draws;
+pub mod faults;
 pub mod handlers;
 pub mod http;
+pub mod idempotency;
 pub mod idle;
 pub mod keys;
+pub mod latency;
+pub mod limits;
 pub mod personality;
+pub mod published;
+pub mod raw;
+pub mod readiness;
 pub mod record;
 pub mod redact;
 pub mod server;
 pub mod settings;
 pub mod stats;
+pub mod steering;
 pub mod stream;
 pub mod tls;
+pub mod units;
 pub mod worker;

@@ -66,6 +66,7 @@ fn announcement(running: &Running) -> String {
         let _ = writeln!(lines, "key {}", files.key.display());
     }
     let _ = writeln!(lines, "driver {}", running.driver);
+    let _ = writeln!(lines, "seed {}", running.seed);
     let transport = if running.tls { "tls" } else { "plain" };
     for address in &running.listening {
         let _ = writeln!(lines, "listening {address} {transport}");

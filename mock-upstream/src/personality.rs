@@ -14,11 +14,20 @@
 //! | `query.NAME`       | the first query parameter of this name                              |
 //! | `header.NAME`      | the first header field of this name                                 |
 //! | `body.A.B.0.last`  | a value within the JSON body (or form); `last` is an array's last   |
+//! | `number EXPR`      | the same as a number, where it is text: forms know nothing else     |
+//! | `tokens.A.B+N,C`   | N, and a token for every four bytes of text under `body.A.B`; sums  |
+//!
+//! A member called `name?EXPR` is there, as `name`, if the expression is true, and so is an event
+//! with `"when": "EXPR"`. In a style, `limited` is the refusal beyond a rate limit, and
+//! `limit_fields` go with every answer while a limit applies; both know `{{limit.NAME}}`, with the
+//! names `limit`, `remaining`, `used`, `window_seconds`, `reset_seconds`, `reset_unix`,
+//! `reset_rfc3339`, `reset_text`, `retry_after` and `retry_after_ms`.
 //!
 //! Keys are never available to templates by any other way than those; the built-in data uses none
 //! of the places where keys stand.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,7 +35,9 @@ use serde_json::Value;
 
 use crate::http::{Head, uri};
 use crate::keys::Access;
+use crate::limits::Standing;
 use crate::redact::latin1;
+use crate::units::Span;
 
 /// All styles and routes.
 #[derive(Debug)]
@@ -68,10 +79,26 @@ pub struct Facts<'r> {
     unique: String,
 }
 
+/// How a personality treats idempotency keys.
+#[derive(Debug)]
+pub struct Idempotency {
+    /// The field in which clients send them.
+    pub field: String,
+    /// How long an answer is given again.
+    pub keep: Span,
+    /// The refusal if the key was used with another request.
+    pub mismatch: Refusal,
+    /// The refusal while the first request is under way.
+    pub in_progress: Refusal,
+}
+
 #[derive(Debug)]
 struct Style {
     missing: Refusal,
     wrong: Refusal,
+    limited: Option<RefusalData>,
+    /// Fields of every answer while a limit applies; templates of `limit.NAME`.
+    limit_fields: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -80,6 +107,7 @@ struct Route {
     /// Host names for which this route goes before those of others; empty: no preference.
     hosts: Vec<String>,
     path: Vec<Segment>,
+    idempotency: Option<Arc<Idempotency>>,
     data: RouteData,
 }
 
@@ -107,9 +135,12 @@ struct FileData {
 struct StyleData {
     missing: RefusalData,
     wrong: RefusalData,
+    limited: Option<RefusalData>,
+    #[serde(default)]
+    limit_fields: BTreeMap<String, String>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RefusalData {
     status: u16,
@@ -127,7 +158,18 @@ struct PersonalityData {
     style: String,
     #[serde(default)]
     hosts: Vec<String>,
+    /// For all routes with the method POST.
+    idempotency: Option<IdempotencyData>,
     routes: Vec<RouteData>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdempotencyData {
+    field: String,
+    keep: Span,
+    mismatch: RefusalData,
+    in_progress: RefusalData,
 }
 
 #[derive(Debug, Deserialize)]
@@ -158,6 +200,8 @@ struct StreamData {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EventData {
+    /// Send it if this expression is true; absent: always.
+    when: Option<String>,
     event: Option<String>,
     /// JSON, or a string that is sent as it is.
     data: Value,
@@ -195,6 +239,8 @@ impl Catalogue {
             let style = Style {
                 missing: refusal(style.missing)?,
                 wrong: refusal(style.wrong)?,
+                limited: style.limited,
+                limit_fields: style.limit_fields,
             };
             self.styles.insert(name, style);
         }
@@ -203,12 +249,22 @@ impl Catalogue {
             if !self.styles.contains_key(&personality.style) {
                 return Err(format!("no style is called `{}`", personality.style));
             }
+            let idempotency = match personality.idempotency {
+                None => None,
+                Some(data) => Some(Arc::new(Idempotency {
+                    field: data.field,
+                    keep: data.keep,
+                    mismatch: refusal(data.mismatch)?,
+                    in_progress: refusal(data.in_progress)?,
+                })),
+            };
             for data in personality.routes {
                 check_status(data.status)?;
                 routes.push(Route {
                     style: personality.style.clone(),
                     hosts: personality.hosts.clone(),
                     path: segments(&data.path)?,
+                    idempotency: idempotency.clone().filter(|_| data.method == "POST"),
                     data,
                 });
             }
@@ -245,6 +301,42 @@ impl Catalogue {
         }
     }
 
+    /// The fields with which this style announces a limit, and its refusal beyond it. A style that
+    /// says nothing about limits does as the generic one.
+    pub fn limit(
+        &self,
+        style: &str,
+        standing: &Standing,
+        now: u64,
+    ) -> (Vec<(String, String)>, Refusal) {
+        let generic = self.styles.get("generic");
+        let limited = |style: &&Style| style.limited.is_some();
+        let style = self.styles.get(style).filter(limited).or(generic);
+        let fill = |template: &str| fill_limit(template, standing, now);
+        let fields = |templates: &BTreeMap<String, String>| {
+            templates
+                .iter()
+                .map(|(name, template)| (name.clone(), fill(template)))
+                .collect()
+        };
+        let announced = style
+            .map(|style| fields(&style.limit_fields))
+            .unwrap_or_default();
+        let refusal = match style.and_then(|style| style.limited.as_ref()) {
+            Some(limited) => Refusal {
+                status: limited.status,
+                fields: fields(&limited.fields),
+                content: fill(&limited.json.to_string()).into_bytes(),
+            },
+            None => Refusal {
+                status: 429,
+                fields: Vec::new(),
+                content: b"{}".to_vec(),
+            },
+        };
+        (announced, refusal)
+    }
+
     /// The route for a request: the first that fits and names the request's host, or else the
     /// first that fits.
     pub fn find(&self, head: &Head) -> Option<RouteMatch<'_>> {
@@ -272,6 +364,11 @@ impl RouteMatch<'_> {
     /// The style in which this route refuses.
     pub fn style(&self) -> &str {
         &self.route.style
+    }
+
+    /// How this route treats idempotency keys, if it does.
+    pub fn idempotency(&self) -> Option<&Idempotency> {
+        self.route.idempotency.as_deref()
     }
 
     /// The status of the answer.
@@ -303,16 +400,16 @@ impl RouteMatch<'_> {
         let stream = self.route.data.stream.as_ref()?;
         let wanted = match &stream.when {
             None => true,
-            Some(when) => self.value(when, facts).is_some_and(|value| match value {
-                Value::Bool(wanted) => wanted,
-                Value::String(text) => text == "true",
-                _ => false,
-            }),
+            Some(when) => self.holds(when, facts),
         };
         if !wanted {
             return None;
         }
-        let events = stream.events.iter().map(|event| {
+        let wanted = |event: &&EventData| match &event.when {
+            None => true,
+            Some(when) => self.holds(when, facts),
+        };
+        let events = stream.events.iter().filter(wanted).map(|event| {
             let data = match self.fill(&event.data, facts) {
                 Value::String(text) => text,
                 value => value.to_string(),
@@ -328,6 +425,15 @@ impl RouteMatch<'_> {
         })
     }
 
+    /// Whether an expression is true.
+    fn holds(&self, expression: &str, facts: &Facts<'_>) -> bool {
+        match self.value(expression, facts) {
+            Some(Value::Bool(wanted)) => wanted,
+            Some(Value::String(text)) => text == "true",
+            _ => false,
+        }
+    }
+
     fn fill(&self, template: &Value, facts: &Facts<'_>) -> Value {
         match template {
             Value::String(text) => match sole_expression(text) {
@@ -337,7 +443,12 @@ impl RouteMatch<'_> {
             Value::Array(items) => items.iter().map(|item| self.fill(item, facts)).collect(),
             Value::Object(members) => members
                 .iter()
-                .map(|(name, value)| (name.clone(), self.fill(value, facts)))
+                .filter_map(|(name, value)| match name.split_once('?') {
+                    None => Some((name.clone(), self.fill(value, facts))),
+                    Some((name, when)) => self
+                        .holds(when, facts)
+                        .then(|| (name.to_string(), self.fill(value, facts))),
+                })
                 .collect(),
             value => value.clone(),
         }
@@ -367,6 +478,10 @@ impl RouteMatch<'_> {
             Some((expression, default)) => (expression, Some(default)),
             None => (expression, None),
         };
+        let (expression, number) = match expression.strip_prefix("number ") {
+            Some(expression) => (expression, true),
+            None => (expression, false),
+        };
         let found = match expression.split_once('.') {
             None if expression == "now" => Some(facts.now.into()),
             None if expression == "unique" => Some(facts.unique.clone().into()),
@@ -380,7 +495,12 @@ impl RouteMatch<'_> {
             Some(("query", name)) => uri::text(facts.head.query(), name).map(Value::from),
             Some(("header", name)) => facts.head.field(name).map(|value| latin1(value).into()),
             Some(("body", path)) => facts.in_body(path),
+            Some(("tokens", path)) => Some(facts.tokens(path).into()),
             _ => None,
+        };
+        let found = match found {
+            Some(Value::String(text)) if number => text.parse::<u64>().ok().map(Value::from),
+            found => found,
         };
         found.filter(|value| !value.is_null()).or_else(|| {
             let default = default?;
@@ -396,11 +516,11 @@ impl<'r> Facts<'r> {
         let form = b"application/x-www-form-urlencoded";
         let body = if kind.len() >= form.len() && kind[..form.len()].eq_ignore_ascii_case(form) {
             uri::pairs(body)
-                .map(|(name, value)| {
+                .fold(serde_json::Map::new(), |mut form, (name, value)| {
                     let text = |part| latin1(&uri::decode(part));
-                    (text(name), Value::String(text(value)))
+                    insert_form(&mut form, &text(name), text(value));
+                    form
                 })
-                .collect::<serde_json::Map<_, _>>()
                 .into()
         } else {
             serde_json::from_slice(body).unwrap_or(Value::Null)
@@ -411,6 +531,16 @@ impl<'r> Facts<'r> {
             now,
             unique,
         }
+    }
+
+    /// An estimate of the kind that providers give: four bytes of text are a token.
+    fn tokens(&self, path: &str) -> u64 {
+        let term = |term: &str| {
+            let (path, more) = term.split_once('+').unwrap_or((term, "0"));
+            let text = self.in_body(path).map_or(0, |value| text_bytes(&value));
+            text.div_ceil(4) + more.parse::<u64>().unwrap_or(0)
+        };
+        path.split(',').map(term).sum()
     }
 
     fn in_body(&self, path: &str) -> Option<Value> {
@@ -424,6 +554,55 @@ impl<'r> Facts<'r> {
         }
         Some(value.clone())
     }
+}
+
+/// Bytes in all strings of a value.
+fn text_bytes(value: &Value) -> u64 {
+    match value {
+        Value::String(text) => text.len() as u64,
+        Value::Array(items) => items.iter().map(text_bytes).sum(),
+        Value::Object(members) => members.values().map(text_bytes).sum(),
+        _ => 0,
+    }
+}
+
+/// `a[b]=c` makes an object, as Stripe's forms do; anything else a member.
+fn insert_form(form: &mut serde_json::Map<String, Value>, name: &str, value: String) {
+    let nested = name.strip_suffix(']').and_then(|name| name.split_once('['));
+    if let Some((outer, inner)) = nested
+        && let Some(object) = form
+            .entry(outer)
+            .or_insert_with(|| Value::Object(serde_json::Map::new()))
+            .as_object_mut()
+    {
+        object.insert(inner.to_string(), value.into());
+        return;
+    }
+    form.insert(name.to_string(), value.into());
+}
+
+/// Replaces `{{limit.NAME}}`; a name that does not exist stays as it is, for a test to find.
+fn fill_limit(template: &str, standing: &Standing, now: u64) -> String {
+    let mut out = String::new();
+    let mut rest = template;
+    while let Some((before, behind)) = rest.split_once("{{limit.") {
+        let filled = behind
+            .split_once("}}")
+            .and_then(|(name, after)| Some((standing.value(name, now)?, after)));
+        out.push_str(before);
+        match filled {
+            Some((value, after)) => {
+                out.push_str(&value);
+                rest = after;
+            }
+            None => {
+                out.push_str("{{limit.");
+                rest = behind;
+            }
+        }
+    }
+    out.push_str(rest);
+    out
 }
 
 fn refusal(data: RefusalData) -> Result<Refusal, String> {
@@ -527,6 +706,23 @@ mod tests {
                 let refusal = catalogue.refusal(style, access);
                 assert!((400..=403).contains(&refusal.status), "{style}");
                 serde_json::from_slice::<Value>(&refusal.content).unwrap();
+            }
+            let limits = br#"{"rules": [{"requests": 0, "per": "90s"}]}"#;
+            let limits = crate::limits::Limits::from_json(limits, &[]).unwrap();
+            let standing = limits.take(b"/", b"", std::time::Instant::now()).unwrap();
+            let (fields, refusal) = catalogue.limit(style, &standing, 1000);
+            serde_json::from_slice::<Value>(&refusal.content).unwrap();
+            let retry = refusal
+                .fields
+                .iter()
+                .find(|(name, _)| name == "Retry-After");
+            assert_eq!(
+                retry.map(|(_, value)| value.as_str()),
+                Some("90"),
+                "{style}"
+            );
+            for (_, value) in fields.iter().chain(&refusal.fields) {
+                assert!(!value.contains("{{"), "{value}");
             }
         }
         for route in &catalogue.routes {

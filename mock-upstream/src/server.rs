@@ -7,20 +7,21 @@
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cli::{DriverChoice, Options};
 use crate::settings::Settings;
 use crate::tls::TlsFiles;
-use crate::worker::{self, Listener, Pulse, Role};
+use crate::worker::{self, Core, Listener, Pulse, Role};
 
 /// A server that runs. Dropping it stops it.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Running {
     pub files: Option<TlsFiles>,
     /// How the workers wait for I/O: `io_uring` with its flags, or `epoll`.
     pub driver: &'static str,
+    /// What chance was seeded with.
+    pub seed: u64,
     clock: Option<mpsc::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -49,6 +52,7 @@ pub struct Running {
 /// A file that cannot be read, an address that cannot be bound, an event loop that cannot be
 /// made. The text names the option.
 pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Running> {
+    raise_descriptor_limit();
     let (settings, files) = Settings::from_options(options)?;
     let settings = Arc::new(settings);
     let workers = usize::from(options.workers);
@@ -58,9 +62,21 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
     for &address in &options.listen {
         let sockets = bind(address, workers)?;
         listening.push(sockets[0].local_addr()?);
+        let mut known = settings
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for socket in &sockets {
+            known.push(Socket::from(socket.try_clone()?));
+        }
+        drop(known);
         for (socket, listeners) in sockets.into_iter().zip(&mut per_worker) {
             listeners.push((socket, Role::Api));
         }
+    }
+    let faults = settings.steering.current().faults.clone();
+    if faults.is_some_and(|faults| faults.refuses()) {
+        settings.set_listening(false)?;
     }
     let mut control = None;
     if let Some(address) = options.control {
@@ -75,6 +91,7 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
         control,
         files,
         driver: "",
+        seed: settings.seed,
         clock: None,
         threads: Vec::new(),
     };
@@ -175,6 +192,16 @@ impl Drop for PanicGuard {
     }
 }
 
+/// Tens of thousands of connections need as many descriptors. As many as may be had is all that can
+/// be asked for; how many are needed, nobody knows yet.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
 /// `workers` listening sockets that share one address.
 fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
     let one = |address: SocketAddr| -> io::Result<TcpListener> {
@@ -193,20 +220,34 @@ fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         }
         // Linux hands this down to accepted sockets.
         socket.set_nodelay(true)?;
+        // On loopback there is nothing to pace, and a congestion control that does (BBR) costs a
+        // timer per answer. Handed down as well; where it is not to be had, the default will do.
+        let _ = socket.set_tcp_congestion(b"reno");
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG)?;
         Ok(socket.into())
     };
     let named =
         |error: io::Error| io::Error::new(error.kind(), format!("listening on {address}: {error}"));
-    let first = one(address).map_err(named)?;
-    let address = first.local_addr()?;
-    let mut sockets = vec![first];
-    while sockets.len() < workers {
-        sockets.push(one(address).map_err(named)?);
+    if address.port() != 0 {
+        return (0..workers).map(|_| one(address).map_err(named)).collect();
     }
-    Ok(sockets)
+    // A port that the kernel chose is lost when its listener is closed for a while (`refuse`); one
+    // that was asked for is not. So a free one is found first, and then asked for.
+    let mut last = None;
+    for _ in 0..PORT_ATTEMPTS_MAX {
+        let free = one(address).map_err(named)?.local_addr()?;
+        let sockets: io::Result<Vec<TcpListener>> = (0..workers).map(|_| one(free)).collect();
+        match sockets {
+            Ok(sockets) => return Ok(sockets),
+            Err(error) => last = Some(named(error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| io::ErrorKind::AddrInUse.into()))
 }
+
+/// How often another process may be quicker to take a free port before that is an error.
+const PORT_ATTEMPTS_MAX: usize = 16;
 
 /// Everything a worker thread needs.
 struct Plan {
@@ -266,16 +307,18 @@ impl Plan {
             .into_iter()
             .map(|(socket, role)| Listener::new(socket, role))
             .collect();
-        let (listeners, pulse) = match (listeners, Pulse::new(self.pulse)) {
-            (Ok(listeners), Ok(pulse)) => (listeners, pulse),
-            (Err(error), _) | (_, Err(error)) => {
+        let parts =
+            listeners.and_then(|listeners| Ok((listeners, Pulse::new(self.pulse)?, Core::new()?)));
+        let (listeners, pulse, core) = match parts {
+            Ok(parts) => parts,
+            Err(error) => {
                 let _ = self.ready.send(Err(error));
                 return;
             }
         };
         let _ = self.ready.send(Ok(driver));
         drop(self.ready);
-        worker::run(self.index, self.settings, listeners, pulse).await;
+        worker::run(self.index, self.settings, core, listeners, pulse).await;
     }
 }
 
@@ -306,7 +349,7 @@ fn rings() -> [(io_uring::Builder, &'static str); 2] {
 
 /// Connections that wait to be accepted, per socket; more are refused by the kernel. The kernel
 /// caps it at `net.core.somaxconn`.
-const LISTEN_BACKLOG: i32 = 4096;
+pub const LISTEN_BACKLOG: i32 = 4096;
 
 /// Submission queue entries. Operations beyond that are submitted in several batches.
 const RING_ENTRIES: u32 = 1024;

@@ -2,18 +2,29 @@
 
 use std::fs;
 use std::io;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ServerConfig;
+use socket2::Socket;
 
 use crate::cli::Options;
+use crate::draws::fresh_seed;
+use crate::faults::{Abilities, Faults};
+use crate::idempotency;
 use crate::keys::{AuthScheme, KeyRing, KeySet};
+use crate::latency::Latency;
+use crate::limits::Limits;
 use crate::personality::Catalogue;
+use crate::published::Published;
+use crate::raw::RawRecorder;
 use crate::record::Recorder;
-use crate::stats::WorkerStats;
-use crate::tls::{self, TlsFiles};
+use crate::server::LISTEN_BACKLOG;
+use crate::stats::{Totals, WorkerStats};
+use crate::steering::Steering;
+use crate::tls::{self, Flawed, TlsFiles};
 
-/// Settings and shared state. Immutable but for the key ring, the record and the counters.
+/// Settings and shared state. Immutable but for what the control port changes, the records and the counters.
 #[derive(Debug)]
 pub struct Settings {
     /// Where keys are looked for.
@@ -30,6 +41,20 @@ pub struct Settings {
     pub record: Option<Recorder>,
     /// TLS, unless everything is clear text.
     pub tls: Option<Arc<ServerConfig>>,
+    /// TLS with bad certificates, for faults.
+    pub flawed: Flawed,
+    /// Latency, limits and faults.
+    pub steering: Published<Steering>,
+    /// Seeds chance where nobody gives another seed.
+    pub seed: u64,
+    /// Keys of idempotent requests.
+    pub idempotency: Arc<idempotency::Store>,
+    /// Where requests are recorded byte by byte.
+    pub raw: Option<RawRecorder>,
+    /// Second descriptors of the API's listening sockets, to close and open them.
+    pub listeners: Mutex<Vec<Socket>>,
+    /// The counters as they stood when they were reset.
+    pub baseline: Mutex<Totals>,
     /// Seconds; 0: never.
     pub idle_timeout: u32,
     /// 0: without limit.
@@ -41,7 +66,7 @@ pub struct Settings {
 impl Settings {
     /// Reads every file that the options name. The error says which, and what to do.
     pub fn from_options(options: &Options) -> io::Result<(Self, Option<TlsFiles>)> {
-        let files = tls_files(options)?;
+        let (files, flawed) = tls_files(options)?;
         let tls = files.as_ref().map(tls::server_config).transpose()?;
 
         let mut keys: Vec<Vec<u8>> = options
@@ -91,7 +116,40 @@ impl Settings {
             )));
         }
 
+        let seed = options.seed.unwrap_or_else(fresh_seed);
+        let mut steering = Steering::default();
+        if !options.latency.is_empty() {
+            let latency = Latency::from_options(&options.latency, seed)
+                .map_err(|error| invalid(format!("--latency: {error}")))?;
+            steering.latency = Some(Arc::new(latency));
+        }
+        if let Some(path) = &options.limits {
+            let limits = Limits::from_json(&read(path, "--limits")?, &catalogue.style_names())
+                .map_err(|error| invalid(format!("--limits {}: {error}", path.display())))?;
+            steering.limits = Some(Arc::new(limits));
+        }
+        if let Some(path) = &options.faults {
+            let abilities = Abilities {
+                tls: tls.is_some(),
+                bad_certificates: !flawed.is_empty(),
+            };
+            let faults = Faults::from_json(&read(path, "--faults")?, seed, abilities)
+                .map_err(|error| invalid(format!("--faults {}: {error}", path.display())))?;
+            steering.faults = Some(Arc::new(faults));
+        }
+
         let settings = Settings {
+            flawed,
+            steering: Published::new(steering),
+            seed,
+            idempotency: Arc::default(),
+            raw: options
+                .record_raw
+                .as_deref()
+                .map(RawRecorder::open)
+                .transpose()?,
+            listeners: Mutex::default(),
+            baseline: Mutex::default(),
             auth: options.auth.clone(),
             keys: KeyRing::new(keys),
             catalogue,
@@ -107,9 +165,48 @@ impl Settings {
     }
 }
 
-fn tls_files(options: &Options) -> io::Result<Option<TlsFiles>> {
+impl Settings {
+    /// What faults this mock can make.
+    pub fn abilities(&self) -> Abilities {
+        Abilities {
+            tls: self.tls.is_some(),
+            bad_certificates: !self.flawed.is_empty(),
+        }
+    }
+
+    /// Closes the API's listening sockets, or opens them again, as the faults in force ask. The
+    /// sockets stay bound, so that nobody else can take their ports.
+    pub fn set_listening(&self, listening: bool) -> io::Result<()> {
+        let sockets = self
+            .listeners
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for socket in sockets.iter() {
+            match listening {
+                true => socket.listen(LISTEN_BACKLOG)?,
+                // Linux lets a listening socket fall back to a merely bound one.
+                false => match socket.shutdown(std::net::Shutdown::Read) {
+                    Err(error) if error.kind() != io::ErrorKind::NotConnected => return Err(error),
+                    _ => {}
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path, option: &str) -> io::Result<Vec<u8>> {
+    fs::read(path).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("{option} {}: {error}", path.display()),
+        )
+    })
+}
+
+fn tls_files(options: &Options) -> io::Result<(Option<TlsFiles>, Flawed)> {
     if options.plain {
-        return Ok(None);
+        return Ok((None, Flawed::new()));
     }
     match (&options.self_signed, &options.cert, &options.key_pem) {
         (Some(directory), _, _) => {
@@ -117,13 +214,16 @@ fn tls_files(options: &Options) -> io::Result<Option<TlsFiles>> {
                 true => vec!["localhost".to_string(), "127.0.0.1".to_string()],
                 false => options.names.clone(),
             };
-            tls::self_signed(directory, &names).map(Some)
+            tls::self_signed(directory, &names).map(|(files, flawed)| (Some(files), flawed))
         }
-        (None, Some(cert), Some(key)) => Ok(Some(TlsFiles {
-            ca: None,
-            cert: cert.clone(),
-            key: key.clone(),
-        })),
+        (None, Some(cert), Some(key)) => {
+            let files = TlsFiles {
+                ca: None,
+                cert: cert.clone(),
+                key: key.clone(),
+            };
+            Ok((Some(files), Flawed::new()))
+        }
         _ => Err(invalid(
             "no certificate; give --cert FILE --cert-key FILE, --self-signed DIR, or --plain",
         )),

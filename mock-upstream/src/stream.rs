@@ -5,27 +5,37 @@
 //! is opened. Buffers belong to the stream and are reused, so that a small request and its answer
 //! allocate nothing here.
 //!
-//! Reads are never abandoned and then continued (a dropped read loses bytes); waiting for
-//! something else meanwhile is done with [`Stream::readable`], which moves no bytes.
+//! Reads happen when there is something to read ([`Readiness`]), into a buffer that the worker's
+//! connections share; one that waits owns no more than what it has not used up. Waiting moves no
+//! bytes and may be abandoned.
 
+use std::cell::RefCell;
 use std::io::{self, IoSlice, Read as _, Write as _};
 use std::mem;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd as _;
+use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use monoio::buf::IoBuf as _;
-use monoio::io::{AsyncReadRent as _, AsyncWriteRent as _, AsyncWriteRentExt as _};
-use monoio::net::TcpStream;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{MsgFlags, recv, send};
+use rustls::server::{Accepted, Acceptor};
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 
+use crate::alarm::Alarm;
+use crate::faults::wreck::{Effect, Wreck};
 use crate::idle::IdleGuard;
+use crate::raw::Tape;
+use crate::readiness::{Readiness, Watch};
+use crate::units::SPAN_MAX;
 
 /// A connection's transport and its buffers.
 pub struct Stream {
-    // Declared first, hence dropped before the socket closes: see `IdleGuard`.
+    // Declared first, hence dropped before the socket closes: see `IdleGuard` and `Watch`.
     guard: IdleGuard,
+    watch: Watch,
     io: TcpStream,
     tls: Option<Box<ServerConnection>>,
     /// Plaintext that arrived; `inbox[start..]` is unread.
@@ -33,13 +43,34 @@ pub struct Stream {
     start: usize,
     /// Plaintext to be sent by the next flush.
     outbox: Vec<u8>,
-    /// What the kernel reads into.
-    receive: Vec<u8>,
+    /// What the kernel reads into: shared by all connections of the worker, empty between reads.
+    scratch: Scratch,
     /// What the kernel writes from, with TLS.
     wire: Vec<u8>,
-    receive_bytes: usize,
     /// The client's end of file or `close_notify` has been seen.
     ended: bool,
+    /// What keeps the outbox from leaving as it is; as a rule, nothing.
+    bend: Option<Bend>,
+    /// A fault has ended the connection: errors are ours, not the client's.
+    faulted: bool,
+    /// A copy of what is consumed, if it is to be recorded.
+    tape: Option<Tape>,
+}
+
+/// What becomes of the outbox instead of being sent.
+enum Bend {
+    /// It is kept, so that the whole answer can be written anew.
+    Held,
+    /// It is sent as far as the wreck lets it.
+    Wrecked(Box<Wreck>, Rc<Alarm>),
+}
+
+/// A buffer of [`BULK_BYTES`] for reads, lent to one connection at a time within one poll.
+pub type Scratch = Rc<RefCell<Vec<u8>>>;
+
+/// A buffer for [`Stream::new`].
+pub fn scratch() -> Scratch {
+    Rc::new(RefCell::new(vec![0; BULK_BYTES]))
 }
 
 /// What the TLS handshake settled.
@@ -62,28 +93,32 @@ impl Stream {
     pub fn new(
         io: TcpStream,
         guard: IdleGuard,
+        readiness: &Rc<Readiness>,
+        scratch: &Scratch,
         tls: Option<&Arc<ServerConfig>>,
-    ) -> Result<Self, rustls::Error> {
+    ) -> io::Result<Self> {
         let tls = match tls {
             None => None,
             Some(config) => {
-                let mut session = ServerConnection::new(Arc::clone(config))?;
-                // The outbox is bounded by its users; rustls must take it whole.
-                session.set_buffer_limit(None);
-                Some(Box::new(session))
+                let session = ServerConnection::new(Arc::clone(config));
+                Some(prepared(session.map_err(io::Error::other)?))
             }
         };
+        let watch = readiness.watch(&io)?;
         Ok(Stream {
             guard,
+            watch,
             io,
             tls,
             inbox: Vec::new(),
             start: 0,
             outbox: Vec::new(),
-            receive: Vec::new(),
+            scratch: Rc::clone(scratch),
             wire: Vec::new(),
-            receive_bytes: RECEIVE_BYTES,
             ended: false,
+            bend: None,
+            faulted: false,
+            tape: None,
         })
     }
 
@@ -127,12 +162,25 @@ impl Stream {
     /// Drops the first `bytes` of the input.
     #[inline]
     pub fn consume(&mut self, bytes: usize) {
+        if let Some(tape) = &mut self.tape {
+            tape.push(&self.inbox[self.start..self.start + bytes]);
+        }
         self.start += bytes;
         debug_assert!(self.start <= self.inbox.len());
         if self.start == self.inbox.len() {
             self.start = 0;
             self.inbox.clear();
         }
+    }
+
+    /// Begins to copy whatever is consumed.
+    pub fn start_tape(&mut self) {
+        self.tape = Some(Tape::default());
+    }
+
+    /// What has been consumed since the last call, if it is copied.
+    pub fn take_tape(&mut self) -> Option<Tape> {
+        self.tape.as_mut().map(mem::take)
     }
 
     /// Where responses are written to.
@@ -154,11 +202,6 @@ impl Stream {
         }
     }
 
-    /// Sets how much one read may take: large while a body is being read.
-    pub fn expect_bulk(&mut self, bulk: bool) {
-        self.receive_bytes = if bulk { BULK_BYTES } else { RECEIVE_BYTES };
-    }
-
     /// One read from the socket.
     pub async fn receive(&mut self) -> io::Result<Received> {
         if self.ended {
@@ -168,42 +211,54 @@ impl Stream {
             self.inbox.drain(..self.start);
             self.start = 0;
         }
-        let mut buffer = mem::take(&mut self.receive);
-        if buffer.capacity() < self.receive_bytes || buffer.capacity() > 2 * self.receive_bytes {
-            buffer = Vec::with_capacity(self.receive_bytes);
+        if self.inbox.is_empty() && self.inbox.capacity() > INBOX_BYTES_KEPT {
+            self.inbox = Vec::new();
         }
-        let (result, buffer) = self.io.read(buffer).await;
-        self.receive = buffer;
-        let length = result?;
+        loop {
+            self.watch.readable().await;
+            match self.read_once() {
+                Ok(None) => {}
+                Ok(Some(received)) => return Ok(received),
+                Err(error) => {
+                    // Tell the peer why, as far as it still listens.
+                    let _ = self.transmit(&[]).await;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// One read that does not wait; `None` if it would have had to.
+    fn read_once(&mut self) -> io::Result<Option<Received>> {
+        let mut scratch = self.scratch.borrow_mut();
+        let length = match recv(self.io.as_raw_fd(), &mut scratch, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => length,
+            Err(Errno::EAGAIN) => {
+                self.watch.empty();
+                return Ok(None);
+            }
+            Err(Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if length < scratch.len() {
+            self.watch.drained();
+        }
         self.guard.touch();
         if length == 0 {
             self.ended = true;
-            return Ok(Received::End);
+            return Ok(Some(Received::End));
         }
         let Some(session) = &mut self.tls else {
-            if self.inbox.is_empty() {
-                mem::swap(&mut self.inbox, &mut self.receive);
-            } else {
-                self.inbox.extend_from_slice(&self.receive);
-            }
-            return Ok(Received::Content);
+            self.inbox.extend_from_slice(&scratch[..length]);
+            return Ok(Some(Received::Content));
         };
         let before = self.inbox.len();
-        match open_records(session, &self.receive, &mut self.inbox) {
-            Ok(closed) => {
-                self.ended |= closed;
-                Ok(match (self.inbox.len() > before, self.ended) {
-                    (true, _) => Received::Content,
-                    (false, false) => Received::Nothing,
-                    (false, true) => Received::End,
-                })
-            }
-            Err(error) => {
-                // Tell the peer why, as far as it still listens.
-                let _ = self.flush().await;
-                Err(error)
-            }
-        }
+        self.ended |= open_records(session, &scratch[..length], &mut self.inbox)?;
+        Ok(Some(match (self.inbox.len() > before, self.ended) {
+            (true, _) => Received::Content,
+            (false, false) => Received::Nothing,
+            (false, true) => Received::End,
+        }))
     }
 
     /// Sends everything that is pending, in one write.
@@ -213,6 +268,14 @@ impl Stream {
 
     /// Sends everything that is pending and then `tail`, in one write.
     pub async fn flush_with(&mut self, tail: &[u8]) -> io::Result<()> {
+        match self.bend {
+            None => self.transmit(tail).await,
+            Some(_) => Box::pin(self.flush_bent(tail)).await,
+        }
+    }
+
+    /// Seals and sends the outbox and then `tail`, in one write.
+    async fn transmit(&mut self, tail: &[u8]) -> io::Result<()> {
         let buffer = match &mut self.tls {
             None => {
                 self.outbox.extend_from_slice(tail);
@@ -232,7 +295,8 @@ impl Stream {
                 mem::take(&mut self.wire)
             }
         };
-        let (result, mut buffer) = self.write(buffer).await;
+        let result = self.write(&buffer).await;
+        let mut buffer = buffer;
         buffer.clear();
         if buffer.capacity() > 2 * BULK_BYTES {
             buffer = Vec::new();
@@ -244,31 +308,212 @@ impl Stream {
         result
     }
 
-    /// Writes all of it. The socket's buffer has room as a rule, so that a plain `send` does: it
-    /// costs less than a trip through the ring, whose completion would wake this task only for it
-    /// to wait again. What does not fit goes through the event loop.
-    async fn write(&mut self, buffer: Vec<u8>) -> (io::Result<()>, Vec<u8>) {
-        if buffer.is_empty() {
-            return (Ok(()), buffer);
+    /// Keeps the outbox from now on, for [`Stream::release`].
+    pub fn hold(&mut self) {
+        self.bend = Some(Bend::Held);
+    }
+
+    /// Ends a hold; the outbox has all that was written meanwhile. False if it was too much to
+    /// hold, and has left as it was.
+    pub fn release(&mut self) -> bool {
+        self.bend.take().is_some()
+    }
+
+    /// Wrecks the answer that follows.
+    pub fn wreck(&mut self, wreck: Wreck, alarm: &Rc<Alarm>) {
+        self.bend = Some(Bend::Wrecked(Box::new(wreck), Rc::clone(alarm)));
+    }
+
+    /// Whether a fault has ended the connection.
+    pub fn is_faulted(&self) -> bool {
+        self.faulted
+    }
+
+    /// The wrecked answer is complete: what has not happened to it yet happens now.
+    pub async fn end_of_answer(&mut self) -> io::Result<()> {
+        self.flush().await?;
+        match self.bend.take() {
+            Some(Bend::Wrecked(wreck, alarm)) => match wreck.effect {
+                Some(effect) => Box::pin(self.carry_out(effect, &[], &alarm)).await,
+                None => Ok(()),
+            },
+            _ => Ok(()),
         }
-        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let sent = match send(self.io.as_raw_fd(), &buffer, flags) {
-            Ok(sent) => sent,
-            Err(Errno::EAGAIN | Errno::EINTR) => 0,
-            Err(error) => return (Err(error.into()), buffer),
+    }
+
+    async fn flush_bent(&mut self, tail: &[u8]) -> io::Result<()> {
+        self.outbox.extend_from_slice(tail);
+        let (mut wreck, alarm) = match self.bend.take() {
+            Some(Bend::Wrecked(wreck, alarm)) => (wreck, alarm),
+            Some(Bend::Held) if self.outbox.len() <= HELD_BYTES_MAX => {
+                self.bend = Some(Bend::Held);
+                return Ok(());
+            }
+            _ => return self.transmit(&[]).await,
         };
-        self.guard.touch();
-        if sent == buffer.len() {
-            return (Ok(()), buffer);
+        let mut bytes = mem::take(&mut self.outbox);
+        let (passed, due) = wreck.admit(&bytes);
+        let rest = bytes.split_off(passed);
+        match wreck.drip {
+            None => self.transmit(&bytes).await?,
+            Some((piece, pause)) => {
+                self.exempt_from_idle(true);
+                for piece in bytes.chunks(piece) {
+                    self.transmit(piece).await?;
+                    alarm.sleep(pause).await;
+                }
+                self.exempt_from_idle(false);
+            }
         }
-        let (result, rest) = self.io.write_all(buffer.slice(sent..)).await;
-        self.guard.touch();
-        (result.map(drop), rest.into_inner())
+        match wreck.effect {
+            Some(effect) if due => self.carry_out(effect, &rest, &alarm).await,
+            _ => {
+                self.bend = Some(Bend::Wrecked(wreck, alarm));
+                Ok(())
+            }
+        }
+    }
+
+    /// An error means that the connection has ended, and that this was the fault's doing.
+    async fn carry_out(
+        &mut self,
+        effect: Effect,
+        rest: &[u8],
+        alarm: &Rc<Alarm>,
+    ) -> io::Result<()> {
+        match effect {
+            Effect::Stall(Some(time)) => {
+                self.until_gone(alarm, Some(time)).await;
+                if !self.ended {
+                    return self.transmit(rest).await;
+                }
+            }
+            Effect::Stall(None) => self.until_gone(alarm, None).await,
+            Effect::Reset => self.reset(),
+            Effect::Close => self.finish().await?,
+            Effect::Cut => self.cut()?,
+            Effect::Alert(alert) => {
+                if let Some(session) = self.tls.take() {
+                    let record = alert.seal(*session).map_err(io::Error::other)?;
+                    self.write(&record).await?;
+                }
+                self.cut()?;
+            }
+            Effect::BadRecord => {
+                // Application data whose tag is no tag of any key.
+                let record = [&[23, 3, 3, 0, 32][..], &[0x5a; 32]].concat();
+                self.write(&record).await?;
+                self.cut()?;
+            }
+        }
+        self.faulted = true;
+        Err(io::Error::other("a fault has ended the connection"))
+    }
+
+    /// Waits until the client has ended its side, or for `time`; what arrives meanwhile is kept,
+    /// up to a bound.
+    pub async fn until_gone(&mut self, alarm: &Rc<Alarm>, time: Option<Duration>) {
+        self.exempt_from_idle(true);
+        let mut sleep = pin!(alarm.sleep(time.unwrap_or(SPAN_MAX)));
+        loop {
+            if self.input().len() >= STALLED_BYTES_MAX {
+                sleep.await;
+                break;
+            }
+            monoio::select! {
+                () = &mut sleep => break,
+                () = self.watch.readable() => {}
+            }
+            if !matches!(
+                self.receive().await,
+                Ok(Received::Content | Received::Nothing)
+            ) {
+                self.ended = true;
+                break;
+            }
+        }
+        self.exempt_from_idle(false);
+    }
+
+    /// Makes the connection's end a reset. It happens when the stream is dropped.
+    pub fn reset(&mut self) {
+        self.faulted = true;
+        // It can fail only on a socket that is broken already.
+        let _ = socket2::SockRef::from(&self.io).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Reads the ClientHello on a stream that was made without TLS; [`Stream::begin_tls`] follows.
+    ///
+    /// # Errors
+    ///
+    /// The client went away, or sent something else; it has been told then.
+    pub async fn client_hello(&mut self) -> io::Result<Accepted> {
+        let mut acceptor = Acceptor::default();
+        loop {
+            if self.receive().await? == Received::End {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let mut unread = self.input();
+            acceptor.read_tls(&mut unread)?;
+            let taken = self.input().len() - unread.len();
+            self.consume(taken);
+            match acceptor.accept() {
+                Ok(Some(accepted)) => return Ok(accepted),
+                Ok(None) => {}
+                Err((error, mut alert)) => {
+                    alert.write_all(&mut self.outbox)?;
+                    self.transmit(&[]).await?;
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+                }
+            }
+        }
+    }
+
+    /// Goes on with TLS where [`Stream::client_hello`] stopped; [`Stream::handshake`] follows.
+    ///
+    /// # Errors
+    ///
+    /// The client offers nothing that this side could accept; it has been told then.
+    pub async fn begin_tls(
+        &mut self,
+        hello: Accepted,
+        config: Arc<ServerConfig>,
+    ) -> io::Result<()> {
+        let mut session = match hello.into_connection(config) {
+            Ok(session) => prepared(session),
+            Err((error, mut alert)) => {
+                alert.write_all(&mut self.outbox)?;
+                self.transmit(&[]).await?;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        };
+        // What came behind the ClientHello in the same read is sealed still.
+        let sealed = mem::take(&mut self.inbox).split_off(mem::take(&mut self.start));
+        open_records(&mut session, &sealed, &mut self.inbox)?;
+        self.tls = Some(session);
+        Ok(())
+    }
+
+    /// Writes all of it: at once if the socket's buffer has room, as it has as a rule.
+    async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        let mut sent = 0;
+        while sent < bytes.len() {
+            self.watch.full();
+            match send(self.io.as_raw_fd(), &bytes[sent..], flags) {
+                Ok(length) => sent += length,
+                Err(Errno::EAGAIN) => self.watch.writable().await,
+                Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.guard.touch();
+        }
+        Ok(())
     }
 
     /// Waits until a read would not have to wait. May be abandoned at any time.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.io.readable(false).await
+    pub async fn readable(&self) {
+        self.watch.readable().await;
     }
 
     /// Exempts the connection from the idle timeout while the server keeps it waiting.
@@ -288,13 +533,13 @@ impl Stream {
             session.send_close_notify();
         }
         self.flush().await?;
-        self.io.shutdown().await
+        self.io.shutdown(Shutdown::Write)
     }
 
     /// Ends our side without a `close_notify`, as a crashing server would. Nothing pending is
     /// sent.
-    pub async fn cut(&mut self) -> io::Result<()> {
-        self.io.shutdown().await
+    pub fn cut(&mut self) -> io::Result<()> {
+        self.io.shutdown(Shutdown::Write)
     }
 }
 
@@ -336,8 +581,21 @@ fn open_records(
     Ok(false)
 }
 
-/// One read while a request head is awaited. Larger heads take several.
-const RECEIVE_BYTES: usize = 8 * 1024;
+/// A session whose outbox is bounded by its users: rustls must take it whole.
+fn prepared(mut session: ServerConnection) -> Box<ServerConnection> {
+    session.set_buffer_limit(None);
+    Box::new(session)
+}
 
-/// One read while a body is being received, and the piece in which large bodies are sent.
+/// One read, and the piece in which large bodies are sent.
 pub const BULK_BYTES: usize = 64 * 1024;
+
+/// An inbox that has grown beyond this is given back once it is empty.
+const INBOX_BYTES_KEPT: usize = 4 * 1024;
+
+/// An answer that is to be written anew may have so many bytes. A larger one leaves as it is.
+const HELD_BYTES_MAX: usize = 1024 * 1024;
+
+/// Bytes accepted from a client that is kept waiting; more stay in the kernel, and its departure
+/// goes unnoticed.
+const STALLED_BYTES_MAX: usize = 64 * 1024;

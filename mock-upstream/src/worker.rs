@@ -5,8 +5,8 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -16,15 +16,18 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use monoio::io::AsyncReadRent as _;
-use monoio::net::TcpStream;
 
+use crate::alarm::Alarm;
 use crate::connection::Connection;
+use crate::faults::greeting::greet;
 use crate::http::{Response, date};
 use crate::idle::IdleTable;
 use crate::keys::KeySet;
+use crate::readiness::Readiness;
 use crate::settings::Settings;
 use crate::stats::WorkerStats;
-use crate::stream::Stream;
+use crate::steering::Steering;
+use crate::stream::{Scratch, Stream, scratch};
 
 /// What all connections of one worker share.
 #[derive(Debug)]
@@ -33,8 +36,13 @@ pub struct Worker {
     pub settings: Arc<Settings>,
     /// This worker's counters.
     pub stats: Arc<WorkerStats>,
+    /// Precise sleep.
+    pub alarm: Rc<Alarm>,
+    readiness: Rc<Readiness>,
+    scratch: Scratch,
     idle: Rc<IdleTable>,
     keys: RefCell<(u64, Arc<KeySet>)>,
+    steering: RefCell<(u64, Arc<Steering>)>,
     date: RefCell<String>,
     /// The whole answer to `GET /ok`, rendered once a second for its date.
     ok: RefCell<Vec<u8>>,
@@ -52,8 +60,16 @@ pub enum Role {
 
 /// A listening socket within this worker's event loop.
 pub struct Listener {
-    socket: monoio::net::TcpListener,
+    socket: std::net::TcpListener,
+    /// A second descriptor of the socket, for the event loop, which knows no listeners but its own.
+    watched: monoio::net::UnixStream,
     role: Role,
+}
+
+/// What a worker needs of its event loop, besides listeners.
+pub struct Core {
+    alarm: Rc<Alarm>,
+    readiness: Rc<Readiness>,
 }
 
 /// A beat per second, until the server stops.
@@ -63,10 +79,11 @@ pub struct Pulse(monoio::net::UnixStream);
 pub async fn run(
     index: usize,
     settings: Arc<Settings>,
+    core: Core,
     listeners: Vec<Listener>,
     mut pulse: Pulse,
 ) {
-    let worker = Rc::new(Worker::new(index, settings));
+    let worker = Rc::new(Worker::new(index, settings, core));
     for listener in listeners {
         monoio::spawn(accept(Rc::clone(&worker), listener));
     }
@@ -80,11 +97,15 @@ pub async fn run(
 }
 
 impl Worker {
-    fn new(index: usize, settings: Arc<Settings>) -> Self {
+    fn new(index: usize, settings: Arc<Settings>, core: Core) -> Self {
         let worker = Worker {
             stats: Arc::clone(&settings.stats[index]),
+            alarm: core.alarm,
+            readiness: core.readiness,
+            scratch: scratch(),
             idle: Rc::default(),
             keys: RefCell::new((settings.keys.generation(), settings.keys.current())),
+            steering: RefCell::new((settings.steering.generation(), settings.steering.current())),
             date: RefCell::default(),
             ok: RefCell::default(),
             next_number: Cell::new(index as u64 + 1),
@@ -101,6 +122,15 @@ impl Worker {
             *self.keys.borrow_mut() = (generation, self.settings.keys.current());
         }
         Ref::map(self.keys.borrow(), |(_, keys)| &**keys)
+    }
+
+    /// Latency, limits and faults, fetched anew if they have been replaced.
+    pub fn steering(&self) -> Ref<'_, Arc<Steering>> {
+        let generation = self.settings.steering.generation();
+        if self.steering.borrow().0 != generation {
+            *self.steering.borrow_mut() = (generation, self.settings.steering.current());
+        }
+        Ref::map(self.steering.borrow(), |(_, steering)| steering)
     }
 
     /// The current `Date`, right to the second or so.
@@ -131,7 +161,12 @@ impl Worker {
 
 async fn accept(worker: Rc<Worker>, listener: Listener) {
     loop {
-        match listener.socket.accept().await {
+        // The runtime says when; the socket itself is ours, since its bytes are.
+        if listener.watched.readable(false).await.is_err() {
+            monoio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        }
+        match listener.socket.accept() {
             Ok((socket, peer)) => {
                 if worker.idle.len() >= CONNECTIONS_MAX {
                     worker.stats.connections_refused.increment();
@@ -139,7 +174,9 @@ async fn accept(worker: Rc<Worker>, listener: Listener) {
                 }
                 monoio::spawn(guarded(Rc::clone(&worker), socket, peer, listener.role));
             }
-            // Out of descriptors, most likely: some will be freed.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // Out of descriptors, most likely: some will be freed. Or the listener is closed for
+            // the time being (`refuse`).
             Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
         }
     }
@@ -171,9 +208,21 @@ async fn serve(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Ro
         Role::Api => worker.settings.tls.as_ref(),
         Role::Control => None,
     };
-    let Ok(mut stream) = Stream::new(socket, guard, tls) else {
+    let faults = match role {
+        Role::Api => worker.steering().faults.clone(),
+        Role::Control => None,
+    };
+    // Where rules have their say, TLS begins later.
+    let at_once = tls.filter(|_| faults.is_none());
+    let stream = Stream::new(socket, guard, &worker.readiness, &worker.scratch, at_once);
+    let Ok(mut stream) = stream else {
         return;
     };
+    if let Some(faults) = faults
+        && !Box::pin(greet(&worker, &faults, &mut stream, tls)).await
+    {
+        return;
+    }
     let mut facts = None;
     if tls.is_some() {
         match Box::pin(stream.handshake()).await {
@@ -190,8 +239,11 @@ async fn serve(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Ro
             }
         }
     }
-    let connection = Connection::new(worker, stream, number, peer, facts);
-    connection.serve(role).await;
+    if role == Role::Api && worker.settings.raw.is_some() {
+        stream.start_tape();
+    }
+    let connection = Connection::new(worker, stream, number, peer, facts, role);
+    connection.serve().await;
 }
 
 /// Turns a panic within a task into an error: monoio would let it end the thread.
@@ -209,11 +261,27 @@ impl<F: Future<Output = ()>> Future for CatchPanic<F> {
     }
 }
 
+impl Core {
+    /// Must be called within the event loop.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor is left.
+    pub fn new() -> io::Result<Self> {
+        Ok(Core {
+            alarm: Alarm::start()?,
+            readiness: Readiness::start()?,
+        })
+    }
+}
+
 impl Listener {
     /// Takes over a bound, non-blocking socket. Must be called within the event loop.
     pub fn new(socket: std::net::TcpListener, role: Role) -> io::Result<Self> {
+        let watched = std::os::unix::net::UnixStream::from(OwnedFd::from(socket.try_clone()?));
         Ok(Listener {
-            socket: monoio::net::TcpListener::from_std(socket)?,
+            socket,
+            watched: monoio::net::UnixStream::from_std(watched)?,
             role,
         })
     }

@@ -19,6 +19,32 @@ pub fn format(seconds: u64) -> String {
         "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
     ];
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",
+        DAYS[(days % 7) as usize],
+        MONTHS[month as usize],
+        rest / 3_600,
+        rest / 60 % 60,
+        rest % 60,
+    )
+}
+
+/// Formats seconds since the Unix epoch as in RFC 3339: `1994-11-06T08:49:37Z`.
+pub fn rfc3339(seconds: u64) -> String {
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        month + 1,
+        rest / 3_600,
+        rest / 60 % 60,
+        rest % 60,
+    )
+}
+
+/// Year, month (from 0) and day (from 1) of a number of days since the Unix epoch.
+fn civil(days: u64) -> (u64, u64, u64) {
     // Civil date from days, after Howard Hinnant's `civil_from_days`; years begin in March.
     let shifted = days + 719_468;
     let era = shifted / 146_097;
@@ -30,14 +56,7 @@ pub fn format(seconds: u64) -> String {
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = (month_from_march + 2) % 12;
     let year = year_of_era + era * 400 + u64::from(month < 2);
-    format!(
-        "{}, {day:02} {} {year:04} {:02}:{:02}:{:02} GMT",
-        DAYS[(days % 7) as usize],
-        MONTHS[month as usize],
-        rest / 3_600,
-        rest / 60 % 60,
-        rest % 60,
-    )
+    (year, month, day)
 }
 
 #[cfg(test)]

@@ -15,4 +15,4 @@ pub mod uri;
 
 pub use body::{BodyDecoder, BodyError, Decoded};
 pub use head::{Framing, Head, HeadError, Version};
-pub use response::Response;
+pub use response::{Response, is_field_value};

@@ -1,6 +1,8 @@
 //! The real binary, driven over real sockets by a client that shares no code with it.
 
 mod client;
+mod control;
+mod faults;
 
 use std::io::{Read as _, Write as _};
 use std::process::Command;

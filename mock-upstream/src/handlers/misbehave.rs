@@ -1,9 +1,12 @@
-//! Endpoints that behave badly, as real APIs do at times.
+//! Endpoints that are slow or behave badly, as real APIs are and do at times. (What goes wrong at
+//! the control port's word is [`crate::faults`].)
 
 use std::time::Duration;
 
-use super::bad_request;
-use super::basic::{duration, pattern};
+use serde_json::json;
+
+use super::bytes::pattern;
+use super::{bad_request, duration, send_json};
 use crate::connection::{After, Connection, Gone};
 use crate::http::{BodyDecoder, Decoded};
 
@@ -53,6 +56,13 @@ pub(super) async fn hangup(conn: &mut Connection, millis: u64) -> Result<After, 
     conn.respond(200).content("text/plain", b"goodbye\n");
     conn.pause(duration(millis)).await?;
     Ok(After::Close)
+}
+
+/// `/delay/MS`: an answer that takes its time.
+pub(super) async fn delay(conn: &mut Connection, millis: u64) -> Result<After, Gone> {
+    conn.pause(duration(millis)).await?;
+    send_json(conn, 200, &json!({"delayed_ms": millis}));
+    Ok(After::KeepAlive)
 }
 
 /// `/slow-head/MS`: the response head takes MS milliseconds, in pieces of a few bytes.
