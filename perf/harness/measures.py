@@ -432,7 +432,7 @@ def sse(options, scenario, names, tell):
     with Bench(options, names) as bench:
         plan = bench.work / "events.toml"
         plan.write_text(
-            "[[request]]\nname = \"events\"\nkind = \"sse\"\n"
+            "[[request]]\nname = \"events\"\nkind = \"sse\"\nexpect_status = \"200\"\n"
             f"path = \"/sse?n={scenario.events}&ms={scenario.every_ms}\"\n"
         )
 
