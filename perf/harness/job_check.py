@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -369,9 +370,14 @@ def stop(process):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free, outside of the range from which the kernel hands out ports by itself."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as given:
+        first, last = map(int, given.read().split())
+    candidates = [port for port in range(10_000, 65_000) if not first <= port <= last] or [0]
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(candidates)))
+            return probe.getsockname()[1]
 
 
 def job_for(work, api, tls, routes=1, key=KEY, cpu=None):
