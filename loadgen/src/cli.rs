@@ -261,7 +261,7 @@ impl Args {
             slice = warmup + duration;
         }
         let plan = Plan {
-            targets,
+            targets: targets.into(),
             load,
             course,
             connections,
@@ -291,6 +291,8 @@ impl Args {
             (Some(rate), ..) if rate.is_finite() && rate > 0.0 => Ok(Some(Course::Constant(rate))),
             (Some(_), ..) => Err("--rps must be above zero".into()),
             (None, Some(course), _) | (None, None, Some(course)) => Ok(Some(course.clone())),
+            // The search says at which rates.
+            (None, None, None) if self.load.find_max => Ok(Some(Course::Constant(1.0))),
             (None, None, None) => Ok(None),
         }
     }

@@ -22,6 +22,7 @@ mod core;
 mod dispatcher;
 mod exchange;
 mod failure;
+mod find_max;
 mod gate;
 mod idle;
 mod live;
@@ -55,11 +56,14 @@ use std::sync::Arc;
 
 use clap::Parser;
 
+use crate::find_max::Ran;
 use crate::live::{Progress, View};
+use crate::plan::Plan;
 use crate::report::Report;
 use crate::rt::Driver;
 use crate::start::Start;
 use crate::stats::Stats;
+use crate::watch::Observed;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -87,11 +91,46 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
         ));
     }
     signals::block();
+    let report = |plan: &Plan, run: Run| {
+        let command = cli::shown_command(std::env::args());
+        let Run {
+            stats,
+            observed,
+            driver,
+        } = run;
+        Report::new(plan, &gates, stats, observed, driver, command)
+    };
+    let Some(objective) = &args.load.slo else {
+        let run = drive(args, &plan)?;
+        return Ok(report(&plan, run));
+    };
+    let (found, (plan, run)) = find_max::search(&plan, objective, |plan| {
+        let run = drive(args, &plan)?;
+        Ok(Ran {
+            stats: run.stats.clone(),
+            cut: run.observed.cut.is_some(),
+            rest: (plan, run),
+        })
+    })?;
+    let mut report = report(&plan, run);
+    report.find_max = Some(found);
+    Ok(report)
+}
+
+/// What came of one run.
+struct Run {
+    stats: Stats,
+    observed: Observed,
+    driver: Driver,
+}
+
+/// Runs a plan. An error means that nothing was measured.
+fn drive(args: &cli::Args, plan: &Plan) -> Result<Run, String> {
     let mut view = View::new(match args.quiet {
         true => Progress::None,
         false => args.progress,
     });
-    let plan = Arc::new(plan);
+    let plan = Arc::new(plan.clone());
     let start = Arc::new(Start::new(plan.threads, plan.targets.len()));
     let (results, observed) = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..plan.threads)
@@ -115,14 +154,17 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
     if let Some(reason) = start.abandoned() {
         return Err(reason);
     }
-    let mut total = Stats::new(plan.targets.len());
+    let mut stats = Stats::new(plan.targets.len());
     let mut driver = Driver::Epoll;
-    for (stats, used) in results.into_iter().flatten() {
-        total.merge(stats);
+    for (of_thread, used) in results.into_iter().flatten() {
+        stats.merge(of_thread);
         driver = used;
     }
-    let command = cli::shown_command(std::env::args());
-    Ok(Report::new(&plan, &gates, total, observed, driver, command))
+    Ok(Run {
+        stats,
+        observed,
+        driver,
+    })
 }
 
 /// Shows the report and chooses the exit code.

@@ -1,5 +1,6 @@
 //! A run, fully decided: nothing in here is optional that should have been settled before.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::clock::Nanos;
@@ -11,9 +12,10 @@ use crate::target::Target;
 use crate::watch::Watched;
 
 /// Everything the workers need to know. Shared by all threads, never changed.
+#[derive(Clone)]
 pub struct Plan {
     /// What is driven; at least one.
-    pub targets: Vec<Target>,
+    pub targets: Arc<[Target]>,
     /// How requests come about.
     pub load: Load,
     /// How the open loop's rate runs; none in a closed loop.
@@ -90,7 +92,10 @@ impl Plan {
             RequestKind::WebSocket(conversation) => conversation.pause > 0,
             _ => request.think > 0,
         };
-        let mut requests = self.targets.iter().flat_map(|target| &target.requests);
+        let mut requests = self
+            .targets
+            .iter()
+            .flat_map(|target: &Target| &target.requests);
         self.idle > 0 && self.idle_every_nanos().is_some() || requests.any(waits)
     }
 

@@ -9,7 +9,7 @@ use crate::samples::Samples;
 use crate::sys::CpuTime;
 
 /// Everything one thread measured; all threads' together after [`Stats::merge`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Stats {
     /// One per target, in the plan's order.
     pub targets: Vec<TargetStats>,
@@ -26,7 +26,7 @@ pub struct Stats {
 }
 
 /// What was measured of one target.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TargetStats {
     /// From due to the last byte of the answer.
     pub corrected: Histogram<u64>,
@@ -97,7 +97,7 @@ pub struct IdleStats {
 }
 
 /// A part of a target's requests: those of one name, or of one step.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PartStats {
     /// Good answers.
     pub good: u64,
@@ -112,7 +112,7 @@ pub struct PartStats {
 }
 
 /// What was measured of event streams, within the measured time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SseStats {
     /// Events.
     pub events: u64,
@@ -127,7 +127,7 @@ pub struct SseStats {
 }
 
 /// What was measured of WebSockets, within the measured time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WebSocketStats {
     /// Messages that came back.
     pub messages: u64,

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::find_max::Objective;
 use crate::rate::{Course, STEPS_MAX};
 use crate::request::{self, Request};
 use crate::scenario::{self, BodySpec, Kind, RequestSpec};
@@ -20,6 +21,15 @@ pub struct LoadArgs {
     /// Open loop: one rate after the other, each for the same share of the measured time
     #[arg(long, value_name = "N,N,...", value_parser = steps, group = "rate")]
     pub steps: Option<Course>,
+
+    /// Search the highest rate at which --slo holds: double it until it fails, halve the gap,
+    /// confirm with a run of full --duration
+    #[arg(long, group = "rate", requires = "slo")]
+    pub find_max: bool,
+
+    /// What has to hold, such as 'p99<5ms,errors<0.1%'
+    #[arg(long, value_name = "CONDITIONS", requires = "find_max", value_parser = Objective::parse)]
+    pub slo: Option<Objective>,
 
     /// What callers do: several weighted requests, from a TOML file (see loadgen/scenarios)
     #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["method", "data", "data_file", "data_size", "kind",

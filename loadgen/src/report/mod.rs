@@ -16,6 +16,7 @@ use crate::board::{Interval, interval_length};
 use crate::clock::{Nanos, SECOND};
 use crate::compare::{self, Difference, Finding};
 use crate::failure::Kind;
+use crate::find_max::Found;
 use crate::gate::{Gate, Metric, Time};
 use crate::plan::{Load, Plan, Timeline, nanos};
 use crate::rt::Driver;
@@ -65,6 +66,9 @@ pub struct Report {
     pub watched: BTreeMap<String, WatchedReport>,
     /// The conditions asked for.
     pub gates: Vec<GateReport>,
+    /// What came of a search for the highest rate; the rest is about its last run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub find_max: Option<Found>,
     /// How the run was cut short, if it was.
     #[serde(skip)]
     pub cut: Option<Cut>,
@@ -290,6 +294,7 @@ impl Report {
             generator,
             watched: watched(observed.usage, good),
             gates: Vec::new(),
+            find_max: None,
             cut,
             interval: interval_length(plan.duration),
             timeline,
@@ -446,7 +451,7 @@ fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {
     let baseline = &plan.targets[others.len()].name;
     others
         .iter_mut()
-        .zip(&plan.targets)
+        .zip(plan.targets.iter())
         .filter_map(|(stats, target)| {
             let (differences, rounds) =
                 compare::compare(&mut stats.rounds, &mut last.rounds, &COMPARED, plan.seed)?;

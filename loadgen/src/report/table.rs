@@ -195,6 +195,9 @@ impl Report {
         for remark in &self.remarks {
             writeln!(out, "{remark}")?;
         }
+        if let Some(found) = &self.find_max {
+            write!(out, "\n{}", found.text())?;
+        }
         for gate in &self.gates {
             writeln!(
                 out,

@@ -4,6 +4,8 @@
 mod comparing;
 mod errors;
 mod latency;
+mod load;
+mod mock;
 mod output;
 mod server;
 mod traffic;
