@@ -437,6 +437,63 @@ fn each_connection_presents_its_own_key_and_no_key_is_shown() {
 }
 
 #[test]
+fn connections_take_turns_with_client_certificates() {
+    let server = Server::mutual(2, |_, out| ok(out, ""));
+    let (url, ca, address) = (
+        format!("https://{NAME}/"),
+        server.ca(),
+        server.address.to_string(),
+    );
+    let files = [
+        "client-0.pem",
+        "client-0.key",
+        "client-1.pem",
+        "client-1.key",
+    ]
+    .map(|name| server.file(name));
+    let [cert, key, other_cert, other_key] = [0, 1, 2, 3].map(|index| shown(&files[index]));
+    let base = [
+        url.as_str(),
+        "--connect",
+        &address,
+        "--cacert",
+        shown(&ca),
+        "--concurrency",
+        "4",
+        "--duration",
+        "100ms",
+        "--warmup",
+        "0ms",
+    ];
+    let pairs = [
+        "--client-cert",
+        cert,
+        "--client-key",
+        key,
+        "--client-cert",
+        other_cert,
+        "--client-key",
+        other_key,
+    ];
+    let (code, document) = measure(&[&base[..], &pairs].concat());
+    assert_eq!(code, 0);
+    assert_eq!(target(&document)["errors_total"], 0);
+    let mut clients = server.seen.clients.lock().unwrap().clone();
+    assert_eq!(clients.len(), 4);
+    clients.sort();
+    clients.dedup();
+    assert_eq!(clients.len(), 2, "each certificate was presented");
+
+    // The key of another certificate, and no key at all.
+    for (wrong, words) in [(other_key, "--client-key"), (cert, "no private key")] {
+        let output = run(&[&base[..], &["--client-cert", cert, "--client-key", wrong]].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn steps_have_figures_of_their_own() {
     let server = Server::plain(|_, out| ok(out, ""));
     let url = format!("http://{}/", server.address);

@@ -14,7 +14,8 @@ use std::thread::JoinHandle;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::PrivateKeyDer;
-use rustls::{HandshakeKind, ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{HandshakeKind, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use tempfile::TempDir;
 
 /// The name in the server's certificate.
@@ -53,6 +54,8 @@ pub struct Seen {
     pub resumed: AtomicUsize,
     pub requests: AtomicUsize,
     pub last: Mutex<Option<Request>>,
+    /// The certificate that each connection presented.
+    pub clients: Mutex<Vec<Vec<u8>>>,
 }
 
 type Answer = dyn Fn(&Request, &mut dyn Write) -> io::Result<Then> + Send + Sync;
@@ -78,27 +81,66 @@ impl Server {
     pub fn tls(
         answer: impl Fn(&Request, &mut dyn Write) -> io::Result<Then> + Send + Sync + 'static,
     ) -> Self {
+        Self::start_tls(answer, 0)
+    }
+
+    /// The same, and it asks for client certificates. `clients` of them lie in `client-N.pem`, their
+    /// keys in `client-N.key`.
+    pub fn mutual(
+        clients: usize,
+        answer: impl Fn(&Request, &mut dyn Write) -> io::Result<Then> + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_tls(answer, clients)
+    }
+
+    fn start_tls(
+        answer: impl Fn(&Request, &mut dyn Write) -> io::Result<Then> + Send + Sync + 'static,
+        clients: usize,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(Vec::new()).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority_key = KeyPair::generate().unwrap();
         let root = authority.self_signed(&authority_key).unwrap();
         fs::write(directory.path().join("ca.pem"), root.pem()).unwrap();
-        let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(vec![NAME.to_owned()])
-            .unwrap()
-            .signed_by(&key, &Issuer::new(authority, authority_key))
-            .unwrap();
-        let mut config =
-            ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
+        let issuer = Issuer::new(authority, authority_key);
+        let issue = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let leaf = CertificateParams::new(vec![name.to_owned()])
                 .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(
-                    vec![leaf.der().clone()],
-                    PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-                )
+                .signed_by(&key, &issuer)
                 .unwrap();
+            (leaf, key)
+        };
+        for number in 0..clients {
+            let (leaf, key) = issue(&format!("client-{number}.example.com"));
+            let file = |ending| directory.path().join(format!("client-{number}.{ending}"));
+            fs::write(file("pem"), leaf.pem()).unwrap();
+            fs::write(file("key"), key.serialize_pem()).unwrap();
+        }
+        let (leaf, key) = issue(NAME);
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .unwrap();
+        let builder = match clients {
+            0 => builder.with_no_client_auth(),
+            _ => {
+                let mut roots = RootCertStore::empty();
+                roots.add(root.der().clone()).unwrap();
+                builder.with_client_cert_verifier(
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+                        .build()
+                        .unwrap(),
+                )
+            }
+        };
+        let mut config = builder
+            .with_single_cert(
+                vec![leaf.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Self::start(Some(Arc::new(config)), directory, Arc::new(answer))
     }
@@ -193,6 +235,9 @@ fn serve(
                 stream.conn.complete_io(&mut stream.sock)?;
             }
             seen.connections.fetch_add(1, Ordering::SeqCst);
+            if let Some([client, ..]) = stream.conn.peer_certificates() {
+                seen.clients.lock().unwrap().push(client.to_vec());
+            }
             if stream.conn.handshake_kind() == Some(HandshakeKind::Resumed) {
                 seen.resumed.fetch_add(1, Ordering::SeqCst);
             }
