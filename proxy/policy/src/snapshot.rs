@@ -68,8 +68,19 @@ pub struct VirtualHost {
     pub listeners: Vec<Box<str>>,
     /// `None` is served on clear-text listeners only.
     pub tls: Option<Arc<rustls::ServerConfig>>,
-    /// Longest path first; among equals, those that list methods first.
+    /// Longest path first; equal paths stand together, those that list methods first.
     routes: Vec<Route>,
+    /// Each path of the routes once, in the order of its bytes.
+    prefixes: Vec<Prefix>,
+}
+
+/// A path that routes have.
+#[derive(Debug)]
+struct Prefix {
+    /// The first of the routes that have it; the others follow.
+    first: usize,
+    /// The longest other path that this one starts with, in [`VirtualHost::prefixes`].
+    outer: Option<usize>,
 }
 
 impl VirtualHost {
@@ -80,16 +91,17 @@ impl VirtualHost {
         tls: Option<Arc<rustls::ServerConfig>>,
         mut routes: Vec<Route>,
     ) -> Self {
-        routes.sort_by_key(|route| {
-            (
-                std::cmp::Reverse(route.path.len()),
-                route.methods.is_empty(),
-            )
+        routes.sort_by(|a, b| {
+            let longest = b.path.len().cmp(&a.path.len());
+            longest
+                .then_with(|| a.path.cmp(&b.path))
+                .then_with(|| a.methods.is_empty().cmp(&b.methods.is_empty()))
         });
         Self {
             name: name.to_ascii_lowercase().into(),
             listeners,
             tls,
+            prefixes: prefixes(&routes),
             routes,
         }
     }
@@ -106,13 +118,9 @@ impl VirtualHost {
 
     /// The methods that the routes at a path's longest prefix serve.
     fn methods_at(&self, path: &[u8]) -> String {
-        let Some(first) = self.routes.iter().find(|route| route.covers(path)) else {
-            return String::new();
-        };
         let mut methods: Vec<&str> = self
-            .routes
-            .iter()
-            .filter(|route| route.path == first.path)
+            .routes_at(path)
+            .1
             .flat_map(|route| route.methods.iter().map(|method| &**method))
             .collect();
         methods.sort_unstable();
@@ -120,23 +128,68 @@ impl VirtualHost {
         methods.join(", ")
     }
 
-    /// The route of one reading of a path: the longest prefix, then the method.
+    /// The route of one reading of a path: the longest prefix, then the method. A
+    /// shorter prefix is never tried: it may be looser, and the longer one was meant.
     fn route(&self, path: &[u8], method: &str) -> Found {
-        let mut at = 0;
-        while let Some(route) = self.routes.get(at) {
-            if route.covers(path) {
-                // Equal prefixes stand together. A shorter one is never tried: it
-                // may be looser, and the longer one was meant.
-                let same = self.routes[at..]
-                    .iter()
-                    .take_while(|other| other.path == route.path)
-                    .position(|other| other.serves(method));
-                return same.map_or(Found::WrongMethod, |offset| Found::Route(at + offset));
-            }
-            at += 1;
+        let (first, mut routes) = self.routes_at(path);
+        match routes.position(|route| route.serves(method)) {
+            Some(offset) => Found::Route(first + offset),
+            None if first < self.routes.len() => Found::WrongMethod,
+            None => Found::Nothing,
         }
-        Found::Nothing
     }
+
+    /// The routes at a path's longest prefix, and where the first of them stands.
+    fn routes_at(&self, path: &[u8]) -> (usize, impl Iterator<Item = &Route>) {
+        let first = self.first_at(path).unwrap_or(self.routes.len());
+        let routes = &self.routes[first..];
+        let same = routes
+            .iter()
+            .take_while(|other| other.path == routes[0].path);
+        (first, same)
+    }
+
+    /// The first of the routes at a path's longest prefix.
+    fn first_at(&self, path: &[u8]) -> Option<usize> {
+        // In the order of bytes, what stands between a prefix of `path` and `path` starts
+        // with that prefix. So the longest one is the last that is not behind `path`, or
+        // lies outward from that one.
+        let behind = self
+            .prefixes
+            .partition_point(|prefix| *self.routes[prefix.first].path <= *path);
+        let mut next = behind.checked_sub(1);
+        let nearest = &self.routes[self.prefixes[next?].first].path;
+        let common = nearest.iter().zip(path).take_while(|(a, b)| a == b).count();
+        while let Some(prefix) = next.map(|at| &self.prefixes[at]) {
+            // All of them are prefixes of the nearest one, so a length tells most.
+            let route = &self.routes[prefix.first];
+            if route.path.len() <= common && route.covers(path) {
+                return Some(prefix.first);
+            }
+            next = prefix.outer;
+        }
+        None
+    }
+}
+
+/// The paths of routes among which equal ones stand together.
+fn prefixes(routes: &[Route]) -> Vec<Prefix> {
+    let is_first = |at: &usize| *at == 0 || routes[at - 1].path != routes[*at].path;
+    let mut firsts: Vec<usize> = (0..routes.len()).filter(is_first).collect();
+    firsts.sort_unstable_by_key(|&first| &routes[first].path);
+    let mut prefixes: Vec<Prefix> = Vec::with_capacity(firsts.len());
+    for first in firsts {
+        let mut outer = prefixes.len().checked_sub(1);
+        while let Some(at) = outer
+            && !routes[first]
+                .path
+                .starts_with(&routes[prefixes[at].first].path)
+        {
+            outer = prefixes[at].outer;
+        }
+        prefixes.push(Prefix { first, outer });
+    }
+    prefixes
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,10 @@
 //! Which route a request takes: the longest prefix, then the method, and no path
 //! that could be read as another route's.
 
+use policy::{Caller, Route, ServerLimits, Snapshot, Verdict, VirtualHost};
+
 use crate::world::Expected::{By, Denied, Offered, Upstream};
-use crate::world::{Expected, check, tls};
+use crate::world::{Expected, check, parse, plain_route, tls};
 
 const EVERY: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
@@ -235,4 +237,106 @@ fn no_path_climbs_out_of_the_upstream_prefix() {
         "/proxy/gemini/x%2f..%2fy",
         By("gemini"),
     );
+}
+
+/// The route that a snapshot of these routes takes, by its name.
+fn taken(snapshot: &Snapshot, method: &str, path: &str) -> Result<String, &'static str> {
+    let head = parse(&format!(
+        "{method} {path} HTTP/1.1\r\nHost: a.example\r\n\r\n"
+    ));
+    let caller = Caller {
+        address: "10.0.0.7".parse().expect("an address"),
+        server_name: Some("a.example"),
+        tls: true,
+    };
+    match snapshot.authorize("main", &caller, &head) {
+        Verdict::Allow(permit) => Ok(permit.route().name.to_string()),
+        Verdict::Deny(denial) => Err(denial.reason),
+    }
+}
+
+fn snapshot_of(routes: Vec<Route>) -> Snapshot {
+    let host = VirtualHost::new("a.example", Vec::new(), None, routes);
+    Snapshot::new(1, Vec::new(), vec![host], ServerLimits::default(), "t").expect("one host")
+}
+
+fn route(name: &str, path: &str, methods: &[&str]) -> Route {
+    Route {
+        name: name.into(),
+        path: path.as_bytes().into(),
+        methods: methods.iter().map(|&method| method.into()).collect(),
+        ..plain_route(1, "root")
+    }
+}
+
+/// Paths of one length must not come between the routes of one of them.
+#[test]
+fn routes_of_one_path_are_all_tried() {
+    let snapshot = snapshot_of(vec![
+        route("a-get", "/a", &["GET"]),
+        route("b-get", "/b", &["GET"]),
+        route("a-any", "/a", &[]),
+        route("b-put", "/b", &["PUT"]),
+    ]);
+    for (method, path, expected) in [
+        ("GET", "/a", Ok("a-get")),
+        ("DELETE", "/a", Ok("a-any")),
+        ("DELETE", "/a/x", Ok("a-any")),
+        ("GET", "/b", Ok("b-get")),
+        ("PUT", "/b", Ok("b-put")),
+        ("DELETE", "/b", Err("method_not_served")),
+        ("GET", "/c", Err("no_route")),
+    ] {
+        let expected = expected.map(str::to_owned);
+        assert_eq!(taken(&snapshot, method, path), expected, "{method} {path}");
+    }
+}
+
+/// The search among sorted paths against looking at each of them.
+#[test]
+fn the_longest_prefix_is_found_among_many() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |bound: u64| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) % bound
+    };
+    // Few letters, so that paths begin alike, and some end in a slash or within a segment.
+    let mut path = |segments: u64| -> String {
+        let mut path = String::new();
+        for _ in 0..below(segments) {
+            path.push('/');
+            path.push_str(["a", "b", "aa", "ab", "a-", "a0"][below(6) as usize]);
+        }
+        if path.is_empty() || below(4) == 0 {
+            path.push('/');
+        }
+        path
+    };
+    for round in 0..60 {
+        let mut paths: Vec<String> = (0..1 + round).map(|_| path(5)).collect();
+        paths.sort();
+        paths.dedup();
+        let snapshot = snapshot_of(paths.iter().map(|path| route(path, path, &[])).collect());
+        for _ in 0..100 {
+            let asked = path(7);
+            let covers = |prefix: &&String| {
+                asked.strip_prefix(&prefix[..]).is_some_and(|rest| {
+                    rest.is_empty() || rest.starts_with('/') || prefix.ends_with('/')
+                })
+            };
+            let expected = paths
+                .iter()
+                .filter(covers)
+                .max_by_key(|prefix| prefix.len())
+                .cloned()
+                .ok_or("no_route");
+            assert_eq!(
+                taken(&snapshot, "GET", &asked),
+                expected,
+                "{asked} in {paths:?}"
+            );
+        }
+    }
 }
