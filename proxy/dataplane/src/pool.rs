@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -29,7 +30,7 @@ const WARM_PAUSE_MS_MAX: u64 = 60_000;
 /// Idle connections by [`PoolKey`]. Connections of one key are never lent for another.
 #[derive(Default)]
 pub struct ConnectionPool {
-    buckets: RefCell<HashMap<PoolKey, Bucket>>,
+    buckets: RefCell<HashMap<PoolKey, Bucket, BuildHasherDefault<KeyHasher>>>,
     /// When the last complaint about an upstream was logged, and how many were not
     /// since then.
     complaints: Cell<(Option<u64>, u64)>,
@@ -459,6 +460,33 @@ impl Drop for Lease {
         if !self.returned {
             self.core.pool.closed(self.key);
         }
+    }
+}
+
+/// Hashes a [`PoolKey`]: two numbers that this process has counted, so nobody chooses
+/// them to collide, and the standard library's defence against that would cost more than
+/// the rest of the search.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(byte.into());
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0.rotate_left(26) ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn write_isize(&mut self, variant: isize) {
+        self.write_u64(variant as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        // The map takes the bucket from the low bits, and multiplying has filled the high ones.
+        self.0 ^ (self.0 >> 32)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -25,9 +26,9 @@ pub struct Snapshot {
     pub listeners: Vec<Listener>,
     /// Virtual hosts; see [`Snapshot::find_host`].
     hosts: Vec<VirtualHost>,
-    exact: HashMap<Box<str>, usize>,
+    exact: HashMap<Box<str>, usize, NameHash>,
     /// Keyed by what follows the `*.`.
-    wildcard: HashMap<Box<str>, usize>,
+    wildcard: HashMap<Box<str>, usize, NameHash>,
     /// Every upstream that a route leads to, once each.
     pub upstreams: Vec<Arc<Upstream>>,
     /// Times and bounds towards callers.
@@ -261,8 +262,8 @@ impl Snapshot {
         limits: ServerLimits,
         loop_token: &str,
     ) -> Result<Self, String> {
-        let mut exact = HashMap::new();
-        let mut wildcard = HashMap::new();
+        let mut exact = HashMap::default();
+        let mut wildcard = HashMap::default();
         let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
         for (index, host) in hosts.iter().enumerate() {
             let earlier = match host.name.strip_prefix("*.") {
@@ -467,6 +468,37 @@ impl Snapshot {
             (None, None) => return Err(Denial::BAD_HOST),
         };
         self.find_host(name).ok_or(Denial::UNKNOWN_HOST)
+    }
+}
+
+type NameHash = BuildHasherDefault<NameHasher>;
+
+/// FNV-1a with a last mixing, for names of hosts: a tenth of what the standard
+/// library's hash costs for a name.
+///
+/// That one resists peers who choose the keys of a map so that they collide. These
+/// maps' keys are the operator's; a peer chooses what is looked up and nothing else,
+/// and whatever that is, it is compared with the few names of one bucket at most.
+#[derive(Debug, Clone, Copy)]
+struct NameHasher(u64);
+
+impl Default for NameHasher {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for NameHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        // The map takes the bucket from the low bits and tells its entries apart by the
+        // high ones.
+        (self.0 ^ (self.0 >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 }
 
