@@ -169,9 +169,19 @@ impl Endpoint {
     /// and empty segments make no difference; other spellings are other readings
     /// ([`wire::target::readings`]), and the caller asks for each of them.
     pub fn covers(&self, path: &[u8]) -> bool {
-        let mut segments = path
-            .split(|&byte| byte == b'/')
-            .filter(|segment| !segment.is_empty());
+        self.covers_segments(segments(path))
+    }
+
+    /// The same of a path that was split for several endpoints.
+    pub(crate) fn covers_split(&self, path: &Split<'_>) -> bool {
+        if self.segments.len() < SEGMENTS_SPLIT {
+            self.covers_segments(path.first[..path.count].iter().copied())
+        } else {
+            self.covers(path.whole)
+        }
+    }
+
+    fn covers_segments<'p>(&self, mut segments: impl Iterator<Item = &'p [u8]>) -> bool {
         let begins = self.segments.iter().all(|wanted| {
             segments.next().is_some_and(|segment| {
                 wanted
@@ -181,6 +191,38 @@ impl Endpoint {
         });
         begins && !(self.is_exact && segments.next().is_some())
     }
+}
+
+/// A path's segments, for asking several endpoints about it.
+pub(crate) struct Split<'p> {
+    whole: &'p [u8],
+    /// The first ones, as many as there are up to [`SEGMENTS_SPLIT`].
+    first: [&'p [u8]; SEGMENTS_SPLIT],
+    count: usize,
+}
+
+impl<'p> Split<'p> {
+    pub(crate) fn new(whole: &'p [u8]) -> Self {
+        let mut split = Self {
+            whole,
+            first: [&[]; SEGMENTS_SPLIT],
+            count: 0,
+        };
+        for (place, segment) in split.first.iter_mut().zip(segments(whole)) {
+            *place = segment;
+            split.count += 1;
+        }
+        split
+    }
+}
+
+/// Segments that a [`Split`] holds. An endpoint of as many or more has the path split
+/// for itself alone.
+const SEGMENTS_SPLIT: usize = 12;
+
+fn segments(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|&byte| byte == b'/')
+        .filter(|segment| !segment.is_empty())
 }
 
 /// Whether a lenient server may take a segment for the one that is wanted: in any
@@ -244,6 +286,23 @@ mod tests {
         assert!(endpoint.covers(b"/2010-04-01/accounts/AC1.json/"));
         assert!(!endpoint.covers(b"/2010-04-01/Accounts/AC1/Messages.json"));
         assert!(!endpoint.covers(b"/2010-04-01/Accounts"));
+    }
+
+    #[test]
+    fn a_split_path_is_covered_as_the_whole_one_is() {
+        for wanted in 1..=2 * SEGMENTS_SPLIT {
+            for exact in ["", "$"] {
+                let text = format!("* {}{exact}", "/a".repeat(wanted));
+                let endpoint = Endpoint::parse(&text).expect("an endpoint");
+                for has in 0..=2 * SEGMENTS_SPLIT + 1 {
+                    let path = "//a".repeat(has);
+                    let expected = has == wanted || (has > wanted && exact.is_empty());
+                    let split = Split::new(path.as_bytes());
+                    assert_eq!(endpoint.covers_split(&split), expected, "{text} {path}");
+                    assert_eq!(endpoint.covers(path.as_bytes()), expected, "{text} {path}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use wire::names::{NameSet, ParamSet};
 use wire::target::{authority_host, readings};
 
 use crate::access::Caller;
-use crate::route::{Endpoint, Route};
+use crate::route::{Endpoint, Route, Split};
 use crate::upstream::{CredentialId, Upstream};
 use crate::verdict::{Denial, Permit, Verdict};
 
@@ -418,11 +418,17 @@ impl Snapshot {
         if !route.callers.allow(caller.address) {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
-        let refuses = |endpoint: &Endpoint| {
-            (endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other)))
-                && (endpoint.covers(&path) || others.iter().any(|other| endpoint.covers(other)))
+        let serves = |endpoint: &&Endpoint| {
+            endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other))
         };
-        if route.refused.iter().any(refuses) {
+        let refuses = |path: &[u8]| {
+            let path = Split::new(path);
+            let mut refused = route.refused.iter().filter(serves);
+            refused.any(|endpoint| endpoint.covers_split(&path))
+        };
+        if !route.refused.is_empty()
+            && (refuses(&path) || others.iter().any(|other| refuses(other)))
+        {
             return Err(Denial::KEY_MANAGEMENT.on(&route.name));
         }
         Ok(Permit::new(route, index, &self.loop_token))
