@@ -13,6 +13,9 @@ use crate::verdict::Refuser;
 /// Bytes of a path that are recorded; the rest is cut, and the record says so.
 const PATH_BYTES_MAX: usize = 1024;
 
+/// Room made for a record at once. A longer one has its line grow on the way.
+const RECORD_BYTES_USUAL: usize = 1024;
+
 /// One exchange. Borrows everything: a record is encoded where it was made.
 #[derive(Debug)]
 pub struct AuditRecord<'a> {
@@ -66,42 +69,50 @@ pub struct AuditRecord<'a> {
     pub generation: u64,
 }
 
+/// A member's name with what stands around it, as one text.
+macro_rules! key {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":").as_bytes()
+    };
+}
+
 impl AuditRecord<'_> {
     /// Appends the record as one line of JSON.
     pub fn encode(&self, out: &mut Vec<u8>) {
+        out.reserve(RECORD_BYTES_USUAL);
         out.extend_from_slice(b"{\"time\":\"");
         push_time(self.unix_ms, out);
         out.extend_from_slice(b"\",\"event\":\"");
         out.extend_from_slice(self.event.as_bytes());
         out.push(b'"');
-        text("request_id", self.request_id, out);
-        text("listener", self.listener, out);
-        optional_text("route", self.route, out);
-        text("caller", self.caller, out);
-        text("identified_by", self.identified_by, out);
+        text(key!("request_id"), self.request_id, out);
+        text(key!("listener"), self.listener, out);
+        optional_text(key!("route"), self.route, out);
+        text(key!("caller"), self.caller, out);
+        text(key!("identified_by"), self.identified_by, out);
         out.extend_from_slice(b",\"client\":\"");
         push_ip(self.client, out);
         out.push(b'"');
-        number("client_port", u64::from(self.client_port), out);
-        text("host", self.host, out);
-        text("method", self.method, out);
+        number(key!("client_port"), u64::from(self.client_port), out);
+        text(key!("host"), self.host, out);
+        text(key!("method"), self.method, out);
         out.extend_from_slice(b",\"path\":\"");
         escape(&self.path[..self.path.len().min(PATH_BYTES_MAX)], out);
         out.push(b'"');
         if self.path.len() > PATH_BYTES_MAX {
             out.extend_from_slice(b",\"path_cut\":true");
         }
-        number("status", u64::from(self.status), out);
+        number(key!("status"), u64::from(self.status), out);
         match self.refused {
             None => out.extend_from_slice(b",\"refused_by\":null"),
             Some((refuser, reason)) => {
-                text("refused_by", refuser.as_str(), out);
-                text("reason", reason, out);
+                text(key!("refused_by"), refuser.as_str(), out);
+                text(key!("reason"), reason, out);
             }
         }
-        number("bytes_in", self.bytes_in, out);
-        number("bytes_out", self.bytes_out, out);
-        optional_text("upstream", self.upstream, out);
+        number(key!("bytes_in"), self.bytes_in, out);
+        number(key!("bytes_out"), self.bytes_out, out);
+        optional_text(key!("upstream"), self.upstream, out);
         match self.upstream_address {
             None => out.extend_from_slice(b",\"upstream_address\":null"),
             Some(address) => {
@@ -121,8 +132,8 @@ impl AuditRecord<'_> {
         match self.credential {
             None => out.extend_from_slice(b",\"credential\":null"),
             Some((name, version)) => {
-                text("credential", name, out);
-                text("credential_version", version, out);
+                text(key!("credential"), name, out);
+                text(key!("credential_version"), version, out);
             }
         }
         out.extend_from_slice(b",\"stripped\":[");
@@ -135,16 +146,16 @@ impl AuditRecord<'_> {
         }
         out.push(b']');
         if self.scrubbed > 0 {
-            number("scrubbed", self.scrubbed as u64, out);
+            number(key!("scrubbed"), self.scrubbed as u64, out);
         }
-        number("total_us", micros(self.total), out);
-        number("upstream_us", micros(self.upstream_wait), out);
+        number(key!("total_us"), micros(self.total), out);
+        number(key!("upstream_us"), micros(self.upstream_wait), out);
         number(
-            "own_us",
+            key!("own_us"),
             micros(self.total.saturating_sub(self.upstream_wait)),
             out,
         );
-        number("generation", self.generation, out);
+        number(key!("generation"), self.generation, out);
         out.extend_from_slice(b"}\n");
     }
 }
@@ -153,32 +164,26 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn text(name: &str, value: &str, out: &mut Vec<u8>) {
-    key(name, out);
+fn text(key: &[u8], value: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(key);
     out.push(b'"');
     escape(value.as_bytes(), out);
     out.push(b'"');
 }
 
-fn optional_text(name: &str, value: Option<&str>, out: &mut Vec<u8>) {
+fn optional_text(key: &[u8], value: Option<&str>, out: &mut Vec<u8>) {
     match value {
-        Some(value) => text(name, value, out),
+        Some(value) => text(key, value, out),
         None => {
-            key(name, out);
+            out.extend_from_slice(key);
             out.extend_from_slice(b"null");
         }
     }
 }
 
-fn number(name: &str, value: u64, out: &mut Vec<u8>) {
-    key(name, out);
+fn number(key: &[u8], value: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(key);
     push_number(value, out);
-}
-
-fn key(name: &str, out: &mut Vec<u8>) {
-    out.extend_from_slice(b",\"");
-    out.extend_from_slice(name.as_bytes());
-    out.extend_from_slice(b"\":");
 }
 
 fn push_number(value: u64, out: &mut Vec<u8>) {
@@ -208,11 +213,11 @@ fn push_ip(address: IpAddr, out: &mut Vec<u8>) {
 /// may end a line or a string.
 fn escape(bytes: &[u8], out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
-    let plain = |byte: u8| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
-    if bytes.iter().all(|&byte| plain(byte)) {
+    if is_plain(bytes) {
         out.extend_from_slice(bytes);
         return;
     }
+    let plain = |byte: u8| is_plain(&[byte]);
     for &byte in bytes {
         if plain(byte) {
             out.push(byte);
@@ -224,6 +229,34 @@ fn escape(bytes: &[u8], out: &mut Vec<u8>) {
             out.push(HEX[usize::from(byte & 15)]);
         }
     }
+}
+
+/// Whether nothing in it needs an escape: visible ASCII and spaces, without `"` and `\\`.
+/// Nearly every value is, so eight bytes are looked at at once.
+fn is_plain(bytes: &[u8]) -> bool {
+    const fn each(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    // The highest bit of some byte is set if and only if a byte is 0: a borrow that
+    // strays into a neighbour has begun at one.
+    let zero = |word: u64| word.wrapping_sub(each(1)) & !word & each(0x80);
+    let odd = |word: u64| {
+        let below_space = word.wrapping_sub(each(0x20)) & !word & each(0x80);
+        let above_ascii = word & each(0x80);
+        below_space
+            | above_ascii
+            | zero(word ^ each(0x7f))
+            | zero(word ^ each(b'"'))
+            | zero(word ^ each(b'\\'))
+    };
+    let (words, rest) = bytes.as_chunks::<8>();
+    // What is left is filled up with what is plain.
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let odd_before = words
+        .iter()
+        .fold(0, |seen, word| seen | odd(u64::from_ne_bytes(*word)));
+    (odd_before | odd(u64::from_ne_bytes(last))) == 0
 }
 
 /// `2026-11-21T22:40:00.123Z` (RFC 3339).
@@ -332,6 +365,23 @@ mod tests {
             line.contains(r#""path":"/a\u000d\u000a{\"event\":\"x\"}\\\u00ff\u007f""#),
             "{line}"
         );
+    }
+
+    #[test]
+    fn every_byte_is_plain_or_not_wherever_it_stands() {
+        for byte in 0..=u8::MAX {
+            let plain = (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\';
+            for length in 1..20 {
+                for at in 0..length {
+                    for around in [b' ', b'a', b'~', 0x21, 0x5d] {
+                        let mut text = vec![around; length];
+                        text[at] = byte;
+                        assert_eq!(is_plain(&text), plain, "{byte} at {at} of {length}");
+                    }
+                }
+            }
+        }
+        assert!(is_plain(b""));
     }
 
     #[test]
