@@ -41,6 +41,17 @@ impl Span {
         }
     }
 
+    /// The same within bytes that are known to be bounded, as a parsed head's are
+    /// ([`head::HEAD_BYTES_CEILING`]): one comparison per head instead of two per position.
+    #[allow(clippy::cast_possible_truncation)]
+    pub(crate) fn within(start: usize, end: usize) -> Self {
+        debug_assert!(start <= end && end <= head::HEAD_BYTES_CEILING);
+        Self {
+            start: start as u32,
+            end: end as u32,
+        }
+    }
+
     /// The same as a `usize` range, for indexing.
     #[must_use]
     pub fn range(self) -> core::ops::Range<usize> {

@@ -1,6 +1,6 @@
 //! What request and response heads share: the bytes, the field lines, and what was seen in them.
 
-use super::{Field, FieldId, HeadError, HeadLimits, classify};
+use super::{Field, FieldId, HEAD_BYTES_CEILING, HeadError, HeadLimits, classify};
 use crate::Span;
 
 /// Bytes and field positions of one head, recycled between exchanges.
@@ -98,6 +98,9 @@ impl Block {
         fields: &mut Vec<Field>,
         nominated: &mut Vec<Span>,
     ) -> Result<Seen, HeadError> {
+        if head_len > HEAD_BYTES_CEILING {
+            return Err(too_large(&buffer[..HEAD_BYTES_CEILING]));
+        }
         let head = &buffer[..head_len];
         // Every line brings one CR and one LF. If there are exactly as many control bytes as that,
         // and each line is found to end in CR LF below, there is no other control byte anywhere.
@@ -130,14 +133,14 @@ impl Block {
             }
             line_end += 2;
             let id = classify(name);
-            let value = Span::new(value_start, value_end);
+            let value = Span::within(value_start, value_end);
             if id != FieldId::Other {
                 seen.note(id, value, head, nominated)?;
             }
             fields.push(Field {
-                name: Span::new(line_start, name_end),
+                name: Span::within(line_start, name_end),
                 value,
-                line: Span::new(line_start, line_end),
+                line: Span::within(line_start, line_end),
                 id,
             });
             line_start = line_end;

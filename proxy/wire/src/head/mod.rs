@@ -41,6 +41,10 @@ impl Default for HeadLimits {
     }
 }
 
+/// Bytes of a head, whatever [`HeadLimits::head_bytes_max`] says: positions are 32 bits wide. A longer one
+/// is answered 431.
+pub const HEAD_BYTES_CEILING: usize = u32::MAX as usize;
+
 /// Whether a head is there yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
