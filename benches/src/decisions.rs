@@ -3,10 +3,11 @@
 use std::hint::black_box;
 
 use policy::{Snapshot, Verdict};
-use wire::target;
+use wire::target::{self, ReadingsTooLong};
 
 use crate::fixtures::{
-    HOST, LISTENER, REQUEST_TYPICAL, caller, path_hostile, snapshot_of_hosts, snapshot_of_routes,
+    HOST, LISTENER, PATH_BYTES_LONGEST, REQUEST_TYPICAL, caller, path_hostile, snapshot_of_hosts,
+    snapshot_of_routes,
 };
 use crate::heads::request;
 use crate::{Case, Run};
@@ -33,11 +34,13 @@ pub fn cases() -> Vec<Case> {
         Case::new("readings/encoded", || {
             readings(b"/v1/files/a%20b".to_vec(), 1)
         }),
-        Case::of_bytes("readings/hostile", path_hostile().len(), || {
-            let count = target::readings(&path_hostile()).len();
-            assert!(count > 16, "it is hostile: {count}");
-            readings(path_hostile(), count)
+        Case::new("readings/hostile-2-KiB", || {
+            let path = path_hostile(2048);
+            let count = target::readings(&path).map_or(0, |readings| readings.len());
+            assert!(count > 32, "it is hostile: {count}");
+            readings(path, count)
         }),
+        Case::new("readings/hostile-32-KiB", refused_readings),
     ]
 }
 
@@ -86,9 +89,14 @@ fn nested(depth: usize) -> Run {
 }
 
 fn hostile() -> Run {
-    let path = String::from_utf8(path_hostile()).expect("ASCII");
+    let path = String::from_utf8(path_hostile(PATH_BYTES_LONGEST)).expect("ASCII");
     let paths = vec!["/".to_owned(), "/a/b".to_owned()];
-    allowed(snapshot_of_routes(paths), get(&path))
+    denied(snapshot_of_routes(paths), get(&path), "ambiguous_path")
+}
+
+fn refused_readings() -> Run {
+    let path = path_hostile(PATH_BYTES_LONGEST);
+    Box::new(move || assert_eq!(target::readings(black_box(&path)), Err(ReadingsTooLong)))
 }
 
 fn get(path: &str) -> Vec<u8> {
@@ -98,7 +106,7 @@ fn get(path: &str) -> Vec<u8> {
 fn readings(path: Vec<u8>, count: usize) -> Run {
     Box::new(move || {
         let readings = target::readings(black_box(&path));
-        assert_eq!(readings.len(), count);
+        assert_eq!(readings.as_ref().map(Vec::len), Ok(count));
         black_box(&readings);
     })
 }

@@ -76,13 +76,13 @@ pub fn head_of(start_line: &str, host: bool, fields: usize) -> Vec<u8> {
     head.into_bytes()
 }
 
-/// The longest path that a head can hold, made of what every reading reads differently.
-pub fn path_hostile() -> Vec<u8> {
-    let mut path = Vec::new();
-    while path.len() < 32 * 1024 - 256 {
-        path.extend_from_slice(b"/a;p=1/%252e%252e\\b//./%2e%2e/c%3bq");
-    }
-    path
+/// About the longest path that a head can hold.
+pub const PATH_BYTES_LONGEST: usize = 32 * 1024 - 256;
+
+/// A path of at most so many bytes, made of what every reading reads differently.
+pub fn path_hostile(bytes: usize) -> Vec<u8> {
+    let dense = b"/a;p=1/%252e%252e\\b//./%2e%2e/c%3bq";
+    dense.repeat(bytes / dense.len())
 }
 
 /// What the default configuration strips, and the preset of a chat API.

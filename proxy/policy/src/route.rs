@@ -84,7 +84,9 @@ impl Route {
         };
         let prefix = without_last_slash(instead);
         // The operator's own prefix may be odd; it is read as the rest is.
-        let prefixes = readings(prefix);
+        let Ok(prefixes) = readings(prefix) else {
+            return false;
+        };
         others.iter().all(|other| {
             is_under(other, prefix) || prefixes.iter().any(|prefix| is_under(other, prefix))
         })

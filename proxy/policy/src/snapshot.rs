@@ -373,7 +373,7 @@ impl Snapshot {
         }
         let path = head.path();
         let found = host.route(path, method);
-        let others = readings(path);
+        let others = readings(path).map_err(|_| Denial::AMBIGUOUS_PATH)?;
         if overrides
             .iter()
             .any(|other| host.route(path, other) != found)
@@ -406,7 +406,7 @@ impl Snapshot {
             None => (Cow::Borrowed(path), others),
             Some(_) => {
                 let path = route.upstream_path_of(path);
-                let others = readings(&path);
+                let others = readings(&path).map_err(|_| Denial::AMBIGUOUS_PATH)?;
                 // A path that comes back to the route's prefix here may climb out of
                 // the prefix that takes its place there.
                 if !others.is_empty() && !route.contains_upstream(&others) {

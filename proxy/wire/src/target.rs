@@ -13,10 +13,13 @@ use crate::names::hex;
 /// `;parameters` cut. Empty for the ordinary path, which costs one pass over it.
 ///
 /// A rule that protects a path must hold for each reading; which one the upstream takes is unknown.
-#[must_use]
-pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
+///
+/// # Errors
+/// When the readings together are longer than 256 KiB: eight readings of the longest path are, and all that
+/// a path of 2 KiB can have are not. Nobody can say then that a rule holds for each of them.
+pub fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, ReadingsTooLong> {
     if is_ordinary(path) {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     // Each step may be taken or not, in the order in which a chain of servers would take them. A step
     // that changes nothing adds nothing, so few paths have more than a handful of readings.
@@ -30,20 +33,35 @@ pub fn readings(path: &[u8]) -> Vec<Vec<u8>> {
         dots_resolved,
     ];
     let mut readings = vec![path.to_vec()];
+    let mut bytes = 0;
     for step in steps {
         for at in 0..readings.len() {
-            let reading = step(&readings[at]);
-            if !readings.contains(&reading) {
-                readings.push(reading);
+            let Some(reading) = step(&readings[at]) else {
+                continue;
+            };
+            if readings.contains(&reading) {
+                continue;
             }
+            bytes += reading.len();
+            if bytes > READINGS_BYTES_MAX {
+                return Err(ReadingsTooLong);
+            }
+            readings.push(reading);
         }
     }
     readings.remove(0);
-    readings
+    Ok(readings)
 }
 
-/// One thing that some servers do to a path.
-type Step = fn(&[u8]) -> Vec<u8>;
+/// A path can be read in too many ways for its length; see [`readings`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the path is long and can be read in many ways; send it without dot segments, empty segments, `;` and encoding"
+)]
+pub struct ReadingsTooLong;
+
+/// One thing that some servers do to a path. `None` where it is seen at once that it changes nothing.
+type Step = fn(&[u8]) -> Option<Vec<u8>>;
 
 /// One parameter of a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +155,8 @@ fn is_ordinary(path: &[u8]) -> bool {
 }
 
 /// Percent-decoded once. `+` means itself in a path.
-fn decoded(path: &[u8]) -> Vec<u8> {
+fn decoded(path: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr(b'%', path)?;
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
     while let [first, behind @ ..] = rest {
@@ -151,18 +170,19 @@ fn decoded(path: &[u8]) -> Vec<u8> {
             out.push(*first);
         }
     }
-    out
+    Some(out)
 }
 
 /// Up to the first byte that would end a path had it not been encoded: a server that decodes first
 /// and splits later stops there, and so does one whose strings end at NUL.
-fn cut_at_query(path: &[u8]) -> Vec<u8> {
-    let end = path.iter().position(|byte| matches!(byte, b'?' | b'#' | 0));
-    path[..end.unwrap_or(path.len())].to_vec()
+fn cut_at_query(path: &[u8]) -> Option<Vec<u8>> {
+    let end = memchr::memchr3(b'?', b'#', 0, path)?;
+    Some(path[..end].to_vec())
 }
 
 /// Without `;` and what follows it, in each segment.
-fn without_params(path: &[u8]) -> Vec<u8> {
+fn without_params(path: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr(b';', path)?;
     let mut out = Vec::with_capacity(path.len());
     let mut cutting = false;
     for &byte in path {
@@ -175,30 +195,33 @@ fn without_params(path: &[u8]) -> Vec<u8> {
             out.push(byte);
         }
     }
-    out
+    Some(out)
 }
 
 /// With `/` for each backslash.
-fn with_slashes(path: &[u8]) -> Vec<u8> {
+fn with_slashes(path: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr(b'\\', path)?;
     let slash = |&byte: &u8| if byte == b'\\' { b'/' } else { byte };
-    path.iter().map(slash).collect()
+    Some(path.iter().map(slash).collect())
 }
 
-fn slashes_merged(path: &[u8]) -> Vec<u8> {
-    let mut out: Vec<u8> = Vec::with_capacity(path.len());
+fn slashes_merged(path: &[u8]) -> Option<Vec<u8>> {
+    memchr::memchr_iter(b'/', path).find(|&at| path.get(at + 1) == Some(&b'/'))?;
+    let mut out = Vec::with_capacity(path.len());
+    let mut before = 0;
     for &byte in path {
-        if byte != b'/' || out.last() != Some(&b'/') {
+        if byte != b'/' || before != b'/' {
             out.push(byte);
         }
+        before = byte;
     }
-    out
+    Some(out)
 }
 
 /// RFC 3986 section 5.2.4 on an absolute path.
-fn dots_resolved(path: &[u8]) -> Vec<u8> {
-    let Some(relative) = path.strip_prefix(b"/") else {
-        return path.to_vec();
-    };
+fn dots_resolved(path: &[u8]) -> Option<Vec<u8>> {
+    let relative = path.strip_prefix(b"/")?;
+    memchr::memchr_iter(b'.', path).find(|&at| path[at.saturating_sub(1)] == b'/')?;
     let mut out: Vec<u8> = Vec::with_capacity(path.len());
     let mut segments = relative.split(|&byte| byte == b'/').peekable();
     while let Some(segment) = segments.next() {
@@ -219,7 +242,7 @@ fn dots_resolved(path: &[u8]) -> Vec<u8> {
             }
         }
     }
-    out
+    Some(out)
 }
 
 fn parse_port(digits: &[u8]) -> Option<u16> {
@@ -234,3 +257,7 @@ fn parse_port(digits: &[u8]) -> Option<u16> {
 
 /// Bytes of a host name (RFC 1035 section 3.1). Longer ones are malformed.
 const HOST_BYTES_MAX: usize = 255;
+
+/// Bytes of all readings of one path together. Past it [`ReadingsTooLong`], and policy refuses the request:
+/// else one head of 32 KiB would keep a core busy for milliseconds.
+const READINGS_BYTES_MAX: usize = 256 * 1024;

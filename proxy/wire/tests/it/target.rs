@@ -1,6 +1,6 @@
 //! Readings of paths, parameters, authorities.
 
-use wire::target::{authority_host, params, percent_encode_query, readings};
+use wire::target::{ReadingsTooLong, authority_host, params, percent_encode_query, readings};
 
 fn texts(readings: Vec<Vec<u8>>) -> Vec<String> {
     readings
@@ -23,14 +23,14 @@ fn ordinary_paths_have_one_reading() {
         "*",
         "",
     ] {
-        assert!(readings(path.as_bytes()).is_empty(), "{path}");
+        assert_eq!(readings(path.as_bytes()), Ok(Vec::new()), "{path}");
     }
 }
 
 #[test]
 fn odd_paths_show_what_an_upstream_may_read() {
     let check = |path: &str, expected: &[&str], unexpected: &[&str]| {
-        let readings = texts(readings(path.as_bytes()));
+        let readings = texts(readings(path.as_bytes()).expect("short paths have few"));
         for reading in expected {
             assert!(
                 readings.iter().any(|known| known == reading),
@@ -84,6 +84,134 @@ fn odd_paths_show_what_an_upstream_may_read() {
     check("/a%", &[], &["/a"]);
     check("/a%zz", &[], &["/azz"]);
     check("/a%20b", &["/a b"], &[]);
+}
+
+/// What [`readings`] has to find, step by step and without looking ahead.
+fn all_readings(path: &str) -> Vec<String> {
+    fn decoded(path: &str) -> String {
+        let mut out = String::new();
+        let mut rest = path;
+        while let Some(first) = rest.chars().next() {
+            let digits = |hex: &&str| hex.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let hex = rest.get(1..3).filter(digits).filter(|_| first == '%');
+            match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+                Some(byte) => {
+                    out.push(char::from(byte));
+                    rest = &rest[3..];
+                }
+                None => {
+                    out.push(first);
+                    rest = &rest[first.len_utf8()..];
+                }
+            }
+        }
+        out
+    }
+    fn cut_at_query(path: &str) -> String {
+        let end = path.find(['?', '#', '\0']).unwrap_or(path.len());
+        path[..end].to_owned()
+    }
+    fn without_params(path: &str) -> String {
+        let plain = |part: &str| part.split(';').next().unwrap_or_default().to_owned();
+        path.split_inclusive(['/', '\\'])
+            .map(|segment| match segment.char_indices().next_back() {
+                Some((at, mark @ ('/' | '\\'))) => format!("{}{mark}", plain(&segment[..at])),
+                _ => plain(segment),
+            })
+            .collect()
+    }
+    fn with_slashes(path: &str) -> String {
+        path.replace('\\', "/")
+    }
+    fn slashes_merged(path: &str) -> String {
+        let mut path = path.to_owned();
+        while path.contains("//") {
+            path = path.replace("//", "/");
+        }
+        path
+    }
+    fn dots_resolved(path: &str) -> String {
+        let Some(relative) = path.strip_prefix('/') else {
+            return path.to_owned();
+        };
+        let mut out: Vec<&str> = Vec::new();
+        for segment in relative.split('/') {
+            match segment {
+                "." => {}
+                ".." => drop(out.pop()),
+                _ => out.push(segment),
+            }
+        }
+        if relative
+            .split('/')
+            .next_back()
+            .is_some_and(|last| last == "." || last == "..")
+        {
+            out.push("");
+        }
+        out.iter().map(|segment| format!("/{segment}")).collect()
+    }
+    let mut all = vec![path.to_owned()];
+    for step in [
+        decoded,
+        decoded,
+        cut_at_query,
+        without_params,
+        with_slashes,
+        slashes_merged,
+        dots_resolved,
+    ] {
+        for at in 0..all.len() {
+            let reading = step(&all[at]);
+            if !all.contains(&reading) {
+                all.push(reading);
+            }
+        }
+    }
+    all.split_off(1)
+}
+
+#[test]
+fn readings_are_all_that_the_steps_lead_to() {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    let mut below = |bound: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % bound
+    };
+    let parts = [
+        "/", "/", "//", ".", "..", "/.", "/..", "a", "b", "%", "%2", "%2e", "%2F", "%5c", "%3b",
+        "%3f", "%23", "%00", "%25", "%252e", "%252f", ";", ";p=1", "\\", "~",
+    ];
+    for _ in 0..4_000 {
+        let path: String = (0..1 + below(9))
+            .map(|_| parts[below(parts.len())])
+            .collect();
+        let path = format!("/{path}");
+        let found: Vec<String> = readings(path.as_bytes())
+            .expect("short paths have few")
+            .iter()
+            .map(|reading| reading.iter().map(|&byte| char::from(byte)).collect())
+            .collect();
+        assert_eq!(found, all_readings(&path), "{path}");
+    }
+}
+
+/// The bytes of all readings are bounded, and no path of an ordinary length comes near.
+#[test]
+fn a_long_path_with_many_readings_is_refused() {
+    let dense = "/a;p=1/%252e%252e\\b//./%2e%2e/c%3bq";
+    let of_length = |length: usize| dense.repeat(length / dense.len());
+    let short = readings(of_length(2048).as_bytes()).expect("2 KiB may have every reading");
+    assert!(short.len() > 32, "{}", short.len());
+    assert_eq!(
+        readings(of_length(32 * 1024).as_bytes()),
+        Err(ReadingsTooLong)
+    );
+    // Long, and with the few readings that encoding alone makes.
+    let long = "/a%20b%2520".repeat(2900);
+    assert_eq!(readings(long.as_bytes()).expect("two readings").len(), 2);
 }
 
 #[test]

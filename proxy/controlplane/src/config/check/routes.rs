@@ -217,7 +217,7 @@ impl Checker<'_> {
         } else if text.contains('*') {
             Problem::error(format!("`{field}` has a `*`"))
                 .cure("a path covers what lies under it; leave the `*` out")
-        } else if text != "/" && !wire::target::readings(text.as_bytes()).is_empty() {
+        } else if text != "/" && wire::target::readings(text.as_bytes()) != Ok(Vec::new()) {
             Problem::error(format!("`{field}` can be read in several ways"))
                 .cure("write it without dot segments, empty segments, `;` and encoded slashes")
         } else {
