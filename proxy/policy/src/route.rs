@@ -176,6 +176,9 @@ impl Endpoint {
 
     /// The same of a path that was split for several endpoints.
     pub(crate) fn covers_split(&self, path: &Split<'_>) -> bool {
+        if path.count < self.segments.len().min(SEGMENTS_SPLIT) {
+            return false;
+        }
         if self.segments.len() < SEGMENTS_SPLIT {
             self.covers_segments(path.first[..path.count].iter().copied())
         } else {

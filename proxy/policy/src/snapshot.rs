@@ -418,13 +418,13 @@ impl Snapshot {
         if !route.callers.allow(caller.address) {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
-        let serves = |endpoint: &&Endpoint| {
+        let serves = |endpoint: &Endpoint| {
             endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other))
         };
         let refuses = |path: &[u8]| {
             let path = Split::new(path);
-            let mut refused = route.refused.iter().filter(serves);
-            refused.any(|endpoint| endpoint.covers_split(&path))
+            let mut refused = route.refused.iter();
+            refused.any(|endpoint| endpoint.covers_split(&path) && serves(endpoint))
         };
         if !route.refused.is_empty()
             && (refuses(&path) || others.iter().any(|other| refuses(other)))
@@ -456,11 +456,9 @@ impl Snapshot {
         let lowered;
         let name: &str = match (caller.server_name, named) {
             (Some(sni), Some(named)) => {
-                if !named
-                    .strip_suffix(b".")
-                    .unwrap_or(named)
-                    .eq_ignore_ascii_case(sni.as_bytes())
-                {
+                let named = named.strip_suffix(b".").unwrap_or(named);
+                // Nearly every caller writes what it said in the handshake, letter for letter.
+                if named != sni.as_bytes() && !named.eq_ignore_ascii_case(sni.as_bytes()) {
                     return Err(Denial::MISDIRECTED);
                 }
                 sni

@@ -121,13 +121,19 @@ impl ParamSet {
     #[must_use]
     pub fn get(&self, raw_name: &[u8]) -> Option<&str> {
         let first = *raw_name.first()?;
-        // A plain first letter that no name starts with settles it; an encoded one needs decoding.
-        if first.is_ascii_alphanumeric() && self.firsts & first_bit(first) == 0 {
+        // A plain first letter settles it for names that start with another one; an encoded one
+        // needs decoding.
+        let is_plain = first.is_ascii_alphanumeric();
+        if is_plain && self.firsts & first_bit(first) == 0 {
             return None;
         }
+        let lower = first.to_ascii_lowercase();
         self.names
             .iter()
-            .find(|known| eq_decoded(raw_name, known.as_bytes()))
+            .find(|known| {
+                (!is_plain || known.as_bytes()[0] == lower)
+                    && eq_decoded(raw_name, known.as_bytes())
+            })
             .map(|known| &**known)
     }
 

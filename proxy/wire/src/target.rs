@@ -106,8 +106,7 @@ pub fn authority_host(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
         _ => {
             let end = memchr::memchr(b':', authority).unwrap_or(authority.len());
             let host = &authority[..end];
-            let allowed =
-                |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+            let allowed = |&byte: &u8| HOST_BYTES[usize::from(byte)];
             if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.iter().all(allowed) {
                 return None;
             }
@@ -145,13 +144,8 @@ pub(crate) fn is_unreserved(byte: u8) -> bool {
 /// Whether every server reads this path the same way: no `%`, `;` or backslash, no empty segment,
 /// and no segment that starts with a dot.
 fn is_ordinary(path: &[u8]) -> bool {
-    let mut before = 0;
-    path.iter().all(|&byte| {
-        let odd =
-            matches!(byte, b'%' | b';' | b'\\') || (before == b'/' && matches!(byte, b'/' | b'.'));
-        before = byte;
-        !odd
-    })
+    memchr::memchr3(b'%', b';', b'\\', path).is_none()
+        && memchr::memchr_iter(b'/', path).all(|at| !matches!(path.get(at + 1), Some(b'/' | b'.')))
 }
 
 /// Percent-decoded once. `+` means itself in a path.
@@ -254,6 +248,18 @@ fn parse_port(digits: &[u8]) -> Option<u16> {
         .fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0'));
     u16::try_from(port).ok().filter(|&port| port != 0)
 }
+
+/// Which bytes stand in a host's name: letters, digits, `-`, `.` and `_`.
+const HOST_BYTES: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        allowed[byte] =
+            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'-' | b'.' | b'_');
+        byte += 1;
+    }
+    allowed
+};
 
 /// Bytes of a host name (RFC 1035 section 3.1). Longer ones are malformed.
 const HOST_BYTES_MAX: usize = 255;
