@@ -178,6 +178,10 @@ pub struct Args {
     /// Also write what happened in each second, as comma-separated values
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
+
+    /// Also write the whole report as one HTML file that needs no network
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 const AFTER_HELP: &str = "\

@@ -186,6 +186,10 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
         .and_then(|()| match &args.csv {
             Some(path) => std::fs::write(path, report.csv()),
             None => Ok(()),
+        })
+        .and_then(|()| match &args.report {
+            Some(path) => std::fs::write(path, report.html()),
+            None => Ok(()),
         });
     if let Err(error) = written {
         eprintln!("loadgen: the result could not be written: {error}");

@@ -16,6 +16,16 @@ pub enum Arrivals {
     Poisson,
 }
 
+impl Arrivals {
+    /// The name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Constant => "constant",
+            Self::Poisson => "poisson",
+        }
+    }
+}
+
 /// The due times of one thread's share of the load, in order.
 #[derive(Clone, Debug)]
 pub struct Schedule {

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::clock::{MILLISECOND, Nanos, SECOND};
 use crate::live::View;
@@ -33,8 +33,10 @@ pub struct Watched {
 pub type Usage = BTreeMap<String, Option<Duration>>;
 
 /// What was seen of a run from outside of the driving threads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Observed {
+    /// When the load began, or at least the program.
+    pub began: SystemTime,
     /// What other processes used.
     pub usage: Usage,
     /// How the run was cut short, if it was.
@@ -60,11 +62,13 @@ pub fn run(plan: &Plan, start: &Start, view: &mut View, over: impl Fn() -> bool)
     let mut before = None;
     let mut after = None;
     let mut signal = None;
+    let mut began = SystemTime::now();
     while !over() {
         let now = start.clock.now();
         if timeline.is_none() {
             timeline = start.agreed().map(|at| plan.timeline(at));
             if let Some(timeline) = timeline {
+                began = SystemTime::now();
                 view.begin(plan, timeline, &start.ready_line());
             }
         }
@@ -105,6 +109,7 @@ pub fn run(plan: &Plan, start: &Start, view: &mut View, over: impl Fn() -> bool)
     }
     view.end();
     Observed {
+        began,
         usage: used(plan, before, after),
         cut: signal.zip(timeline).and_then(|(signal, timeline)| {
             // A signal during the last answers cuts nothing.

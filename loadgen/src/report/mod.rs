@@ -3,7 +3,9 @@
 
 mod csv;
 mod hgrm;
+mod html;
 mod load;
+mod machine;
 mod table;
 
 use std::collections::BTreeMap;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use self::machine::Machine;
 use crate::board::{Interval, interval_length};
 use crate::clock::{Nanos, SECOND};
 use crate::compare::{self, Difference, Finding};
@@ -69,12 +72,31 @@ pub struct Report {
     /// What came of a search for the highest rate; the rest is about its last run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub find_max: Option<Found>,
+    /// When the run began, UTC.
+    pub date: String,
+    /// Where.
+    pub machine: Machine,
+    /// Spacing of arrivals, open loop.
+    pub arrivals: Option<&'static str>,
+    /// Time under load before the measured time, seconds.
+    pub warmup_s: f64,
+    /// How long each target was driven before the next had its turn, seconds.
+    pub slice_s: f64,
+    /// When an answer was given up, seconds.
+    pub timeout_s: f64,
+    /// Generator lag at p99 beyond which the run is invalid, microseconds.
+    pub lag_bound_us: f64,
+    /// Seed of arrivals and of resampling.
+    pub seed: u64,
     /// How the run was cut short, if it was.
     #[serde(skip)]
     pub cut: Option<Cut>,
     /// How long each interval of the targets' series is.
     #[serde(skip)]
     interval: Nanos,
+    /// One slice of each target.
+    #[serde(skip)]
+    round: Nanos,
     /// The measured time, from zero.
     #[serde(skip)]
     timeline: Timeline,
@@ -120,6 +142,8 @@ pub struct TargetReport {
     pub load: load::LoadReport,
     #[serde(skip)]
     corrected: Histogram<u64>,
+    #[serde(skip)]
+    uncorrected: Histogram<u64>,
     #[serde(skip)]
     series: Vec<Interval>,
 }
@@ -295,7 +319,19 @@ impl Report {
             watched: watched(observed.usage, good),
             gates: Vec::new(),
             find_max: None,
+            date: machine::date(observed.began),
+            machine: Machine::read(),
+            arrivals: match plan.load {
+                Load::Open { arrivals, .. } => Some(arrivals.name()),
+                Load::Closed => None,
+            },
+            warmup_s: plan.warmup.as_secs_f64(),
+            slice_s: plan.slice.as_secs_f64(),
+            timeout_s: plan.timeout.as_secs_f64(),
+            lag_bound_us: plan.lag_bound.as_secs_f64() * 1e6,
+            seed: plan.seed,
             cut,
+            round: nanos(plan.slice) * plan.targets.len() as Nanos,
             interval: interval_length(plan.duration),
             timeline,
         };
@@ -406,6 +442,7 @@ fn target_report(plan: &Plan, target: &Target, stats: TargetStats, driven: Nanos
         load: load::LoadReport::new(plan, target, &stats),
         tls: stats.tls,
         corrected: stats.corrected,
+        uncorrected: stats.uncorrected,
         series: stats.series,
     }
 }
@@ -586,6 +623,14 @@ fn quantile_name(quantile: f64) -> String {
         1.0 => "max".to_owned(),
         q => format!("p{}", (q * 1000.0).round() / 10.0),
     }
+}
+
+fn join(numbers: &[usize]) -> String {
+    numbers
+        .iter()
+        .map(usize::to_string)
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Latency, Report, quantile_name};
+use super::{Latency, Report, join, quantile_name};
 use crate::gate::Time;
 
 impl Report {
@@ -230,14 +230,6 @@ fn write_latency(out: &mut String, latency: &Latency) -> std::fmt::Result {
         write!(out, " {:>8}", Time(value * 1e3))?;
     }
     writeln!(out)
-}
-
-fn join(numbers: &[usize]) -> String {
-    numbers
-        .iter()
-        .map(usize::to_string)
-        .collect::<Vec<_>>()
-        .join(",")
 }
 
 /// A difference of times, with its sign.

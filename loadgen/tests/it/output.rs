@@ -328,3 +328,100 @@ fn rows_of_seconds_add_up_to_the_whole() {
         assert!(of.iter().all(|row| row.len() == header.len()));
     }
 }
+
+#[test]
+fn the_page_is_whole_needs_nothing_and_keeps_text_as_text() {
+    let server = Server::plain(|request, out| {
+        if request.earlier % 10 == 9 {
+            out.write_all(b"HTTP/1.1 503 <script>alert(1)</script>\r\nContent-Length: 0\r\n\r\n")?;
+            return Ok(Then::Keep);
+        }
+        ok(out, "")
+    });
+    let file = server.file("report.html");
+    let hostile = format!("<img>=http://{}/?key=s3cret", server.address);
+    let other = format!("b=http://{}/", server.address);
+    let (code, _) = measure(&[
+        "--target",
+        &hostile,
+        "--target",
+        &other,
+        "--rps",
+        "200",
+        "--connections",
+        "4",
+        "--slice",
+        "100ms",
+        "--duration",
+        "1600ms",
+        "--warmup",
+        "0ms",
+        "--lag-bound",
+        "10s",
+        "-H",
+        "Authorization: s3cret",
+        "--fail-if",
+        "errors>0",
+        "--report",
+        shown(&file),
+    ]);
+    assert_eq!(code, 1);
+    let page = std::fs::read_to_string(&file).unwrap();
+    assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
+    assert!(page.contains("default-src 'none'; style-src 'unsafe-inline'"));
+    for forbidden in [
+        "<img", "<link", "<iframe", "@import", "url(", "src=\"", "href=", "s3cret",
+    ] {
+        assert!(!page.contains(forbidden), "{forbidden} is in the page");
+    }
+    assert!(page.contains("&lt;img&gt;"));
+    // The only scripts are the one of ours and the plots' figures.
+    let scripts = page.matches("<script").count();
+    let figures = page.matches("<script type=\"application/json\">").count();
+    assert!(figures > 0 && scripts == figures + 1);
+    well_formed(&page);
+    for part in [
+        "FAILED",
+        "below the noise",
+        "Latency by percentile",
+        "Latency over time",
+        "bad_status",
+        "To repeat it",
+        "seed 1",
+    ] {
+        assert!(page.contains(part), "{part} is missing");
+    }
+}
+
+/// Every element that begins ends, in order.
+fn well_formed(page: &str) {
+    const WITHOUT_END: [&str; 4] = ["!DOCTYPE", "meta", "input", "br"];
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = page;
+    while let Some(at) = rest.find('<') {
+        rest = &rest[at + 1..];
+        let end = rest.find('>').expect("an unfinished tag");
+        let tag = &rest[..end];
+        rest = &rest[end + 1..];
+        let name = tag
+            .trim_start_matches('/')
+            .split([' ', '/', '\n'])
+            .next()
+            .unwrap_or_default();
+        if tag.starts_with('/') {
+            assert_eq!(
+                open.pop(),
+                Some(name),
+                "before ...{}",
+                &rest[..rest.len().min(80)]
+            );
+        } else if !tag.ends_with('/') && !WITHOUT_END.contains(&name) {
+            open.push(name);
+            if matches!(name, "script" | "style") {
+                let close = format!("</{name}>");
+                rest = &rest[rest.find(&close).expect("an end")..];
+            }
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
