@@ -138,6 +138,11 @@ fn serve(
         },
     };
     let kind = dataplane::rt::choose(driver).map_err(failed)?;
+    if kind != dataplane::DriverKind::Epoll && !settings.busy_poll.is_zero() {
+        tracing::warn!(
+            "server.busy_poll_us does nothing on the io_uring driver; run with `--driver epoll`"
+        );
+    }
     let office = office::start(OfficePlan {
         publisher: Publisher::new(Arc::clone(&snapshots), Arc::clone(&address_book)),
         first,
@@ -160,10 +165,8 @@ fn serve(
         random_u64().map_err(|error| failed(format_args!("no random numbers: {error}")))?;
     let workers = Workers::start(dataplane::Plan {
         cpus,
-        driver: match kind {
-            dataplane::DriverKind::Epoll => dataplane::Driver::Epoll,
-            _ => driver,
-        },
+        driver,
+        busy_poll: settings.busy_poll,
         listeners,
         snapshots: Arc::clone(&snapshots),
         addresses: address_book,

@@ -8,6 +8,7 @@
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use handoff::{Counters, Published, lane};
@@ -55,7 +56,7 @@ impl IdleCore {
             0x0123_4567_89ab_cdef,
         );
         // The connections never wait for anything, so the runtime is needed to make them only.
-        rt::run(DriverKind::Epoll, async {
+        rt::run(DriverKind::Epoll, Duration::ZERO, async {
             let mut leases = Vec::new();
             for at in 0..idle {
                 let address = listeners[at / BACKLOG].local_addr().expect("it is bound");

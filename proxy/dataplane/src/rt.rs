@@ -1,25 +1,33 @@
-//! The runtime: the only file that names monoio, and the only one with `unsafe`.
+//! The runtime: the only module that names monoio, and the only one with `unsafe`.
 //!
-//! It gives the rest of the data plane a thread's runtime with the fastest
-//! driver that the kernel grants ([`run`]), sockets whose operations own their
-//! buffers ([`Receiver`], [`Sender`]), and nothing that could block.
+//! It gives the rest of the data plane a thread's runtime on the driver that was
+//! chosen ([`run`]), sockets that look the same on each ([`Receiver`], [`Sender`]),
+//! and nothing that could block. The epoll driver is our own (`epoll`); io_uring is
+//! monoio's.
 //!
 //! What it lacks: deadlines. They belong to [`crate::tick`], which cuts a socket
 //! whose time is up with `shutdown(2)`, so that an operation in flight ends by
 //! itself and no buffer and no byte is ever left behind in the kernel.
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use monoio::buf::IoBuf;
 use monoio::io::{AsyncWriteRent, CancelableAsyncReadRent, Canceller};
-use monoio::net::unix::UnixDatagram;
 use monoio::net::{TcpListener, TcpStream};
+
+use self::datagrams::Datagrams;
+use self::epoll::{Loop, Registered, Source};
+
+mod datagrams;
+mod epoll;
 
 /// Entries of a core's submission queue. When it is full monoio submits what is
 /// there and goes on, so this bounds a batch, not the number of connections.
@@ -28,7 +36,7 @@ const RING_ENTRIES: u32 = 4096;
 /// Which driver is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// io_uring where it works, or else epoll.
+    /// The one that costs less: epoll.
     Auto,
     /// io_uring, or an error that says why not.
     IoUring,
@@ -114,10 +122,10 @@ fn io_uring_cure(error: &io::Error) -> String {
         }
         _ => "the cause is not known".to_owned(),
     };
-    format!("{cause}; or run with `--driver epoll` (or `auto`)")
+    format!("{cause}; or run with `--driver epoll`, which costs less in most loads")
 }
 
-/// Chooses the best driver of those asked for that the kernel grants.
+/// Chooses the driver: the one that was asked for, or else the one that costs less.
 ///
 /// All workers run the same one: descriptors are handed between them, and a ring
 /// wants blocking sockets where epoll wants the opposite. The rings are tried
@@ -125,9 +133,9 @@ fn io_uring_cure(error: &io::Error) -> String {
 /// plain ring, which costs more than epoll does.
 ///
 /// # Errors
-/// [`RuntimeError::IoUring`] when nothing else was asked for.
+/// [`RuntimeError::IoUring`] when it was asked for and is not granted.
 pub fn choose(driver: Driver) -> Result<DriverKind, RuntimeError> {
-    if driver == Driver::Epoll {
+    if driver != Driver::IoUring {
         return Ok(DriverKind::Epoll);
     }
     let mut refused = None;
@@ -137,13 +145,9 @@ pub fn choose(driver: Driver) -> Result<DriverKind, RuntimeError> {
             Err(error) => refused = Some(error),
         }
     }
-    let refused =
-        RuntimeError::IoUring(refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()));
-    if driver == Driver::IoUring {
-        return Err(refused);
-    }
-    tracing::warn!("running on the epoll driver: {refused}");
-    Ok(DriverKind::Epoll)
+    Err(RuntimeError::IoUring(
+        refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()),
+    ))
 }
 
 fn ring(kind: DriverKind) -> io_uring::Builder {
@@ -155,17 +159,19 @@ fn ring(kind: DriverKind) -> io_uring::Builder {
     builder
 }
 
-/// Runs `main` on this thread until it ends.
+/// Runs `main` on this thread until it ends. With nothing to do, the epoll driver
+/// looks for events for `busy_poll` before the thread sleeps; io_uring sleeps at once.
 ///
 /// # Errors
 /// [`RuntimeError`] before `main` was started.
-pub fn run<F: Future>(kind: DriverKind, main: F) -> Result<F::Output, RuntimeError> {
+pub fn run<F: Future>(
+    kind: DriverKind,
+    busy_poll: Duration,
+    main: F,
+) -> Result<F::Output, RuntimeError> {
     if kind == DriverKind::Epoll {
-        let mut runtime = monoio::RuntimeBuilder::<monoio::LegacyDriver>::new()
-            .enable_timer()
-            .build()
-            .map_err(RuntimeError::Epoll)?;
-        return Ok(runtime.block_on(main));
+        let home = Loop::new(busy_poll).map_err(RuntimeError::Epoll)?;
+        return Ok(home.run(main));
     }
     let mut runtime = monoio::RuntimeBuilder::<monoio::IoUringDriver>::new()
         .with_entries(RING_ENTRIES)
@@ -181,31 +187,41 @@ pub fn run<F: Future>(kind: DriverKind, main: F) -> Result<F::Output, RuntimeErr
 /// has printed the place; the payload, which may quote anything, is dropped unseen.
 pub fn spawn<F: Future<Output = ()> + 'static>(task: F) {
     let task = std::panic::AssertUnwindSafe(task);
-    drop(monoio::spawn(async move {
+    start(async move {
         let _ = futures_util::FutureExt::catch_unwind(task).await;
-    }));
+    });
 }
 
 /// Starts a task that the core cannot do without. Should it panic, `lost` is
 /// called: the process ends then, and its service manager starts it anew.
 pub fn spawn_vital<F: Future<Output = ()> + 'static>(task: F, lost: impl FnOnce() + 'static) {
     let task = std::panic::AssertUnwindSafe(task);
-    drop(monoio::spawn(async move {
+    start(async move {
         if futures_util::FutureExt::catch_unwind(task).await.is_err() {
             lost();
         }
-    }));
+    });
+}
+
+fn start(task: impl Future<Output = ()> + 'static) {
+    match Loop::current() {
+        Some(home) => home.spawn(task),
+        None => drop(monoio::spawn(task)),
+    }
 }
 
 /// Lets the core's other tasks run. A loop whose operations complete at once, as
 /// they may on epoll, would otherwise keep the core to itself. A task that wakes
 /// itself would be the next to run; one that waits for a new task is not.
 pub async fn yield_now() {
-    monoio::spawn(std::future::ready(())).await;
+    match Loop::current() {
+        Some(_) => epoll::yield_now().await,
+        None => monoio::spawn(std::future::ready(())).await,
+    }
 }
 
 /// The receiving end of a core's heartbeat; see [`pulse`].
-pub struct Pulse(UnixDatagram);
+pub struct Pulse(Datagrams);
 
 /// The sending end of a core's heartbeat.
 #[derive(Debug)]
@@ -240,14 +256,12 @@ impl Pulse {
     /// # Errors
     /// As `fcntl(2)` and the driver's registration.
     pub fn new(socket: std::os::unix::net::UnixDatagram, kind: DriverKind) -> io::Result<Self> {
-        socket.set_nonblocking(kind == DriverKind::Epoll)?;
-        Ok(Self(UnixDatagram::from_std(socket)?))
+        Ok(Self(Datagrams::new(socket, kind)?))
     }
 
     /// Waits for the next beat.
     pub async fn next(&self) {
-        let (heard, _) = self.0.recv(Vec::with_capacity(1)).await;
-        if heard.is_err() {
+        if self.0.receive::<1>().await.is_err() {
             sleep(Duration::from_millis(100)).await;
         }
     }
@@ -255,13 +269,20 @@ impl Pulse {
 
 /// Waits; resolution 1 ms.
 pub async fn sleep(duration: Duration) {
-    monoio::time::sleep(duration).await;
+    match Loop::current() {
+        Some(home) => epoll::sleep(home, duration).await,
+        None => monoio::time::sleep(duration).await,
+    }
 }
 
 /// Waits for `future`, at most for `limit`. Only for what is given up when the
 /// time is over: a connect, a handshake.
 pub async fn timeout<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
-    monoio::time::timeout(limit, future).await.ok()
+    let future = std::pin::pin!(future);
+    match select(future, std::pin::pin!(sleep(limit))).await {
+        Either::Left((output, _)) => Some(output),
+        Either::Right(_) => None,
+    }
 }
 
 /// A connected socket as a plain descriptor, on its way to the core that serves it.
@@ -269,18 +290,90 @@ pub type RawSocket = std::os::fd::OwnedFd;
 
 /// A connected socket, split into its two directions.
 pub fn adopt(socket: RawSocket) -> io::Result<(Receiver, Sender, RawFd)> {
+    let fd = socket.as_raw_fd();
     let stream = std::net::TcpStream::from(socket);
-    let fd = stream.as_raw_fd();
-    Ok(split(TcpStream::from_std(stream)?, fd))
+    let socket = match Loop::current() {
+        Some(home) => Socket::Ready(Rc::new(Watched::new(&home, stream)?)),
+        None => Socket::Ring(Shared(Rc::new(UnsafeCell::new(TcpStream::from_std(
+            stream,
+        )?)))),
+    };
+    Ok(split(socket, fd))
 }
 
 /// Connects to `address`. Given up by dropping.
 pub async fn connect(address: SocketAddr) -> io::Result<(Receiver, Sender, RawFd)> {
+    if let Some(home) = Loop::current() {
+        let watched = Watched::connect(&home, address).await?;
+        let fd = watched.stream.as_raw_fd();
+        return Ok(split(Socket::Ready(Rc::new(watched)), fd));
+    }
     let stream = TcpStream::connect_addr(address).await?;
     // Every message is written whole; waiting for more would cost 40 ms.
     stream.set_nodelay(true)?;
     let fd = stream.as_raw_fd();
-    Ok(split(stream, fd))
+    Ok(split(
+        Socket::Ring(Shared(Rc::new(UnsafeCell::new(stream)))),
+        fd,
+    ))
+}
+
+/// A connected socket on the driver that runs.
+#[derive(Clone)]
+enum Socket {
+    /// The kernel does what it is asked for, and says when it is done.
+    Ring(Shared),
+    /// The kernel says when we may do it.
+    Ready(Rc<Watched>),
+}
+
+/// A socket on the epoll driver.
+struct Watched {
+    // Dropped first.
+    registered: Registered,
+    stream: std::net::TcpStream,
+}
+
+impl Watched {
+    fn new(home: &Rc<Loop>, stream: std::net::TcpStream) -> io::Result<Self> {
+        Ok(Self {
+            registered: home.register(stream.as_raw_fd())?,
+            stream,
+        })
+    }
+
+    async fn connect(home: &Rc<Loop>, address: SocketAddr) -> io::Result<Self> {
+        let socket = socket2::Socket::new(
+            socket2::Domain::for_address(address),
+            socket2::Type::STREAM,
+            Some(socket2::Protocol::TCP),
+        )?;
+        socket.set_nonblocking(true)?;
+        // Every message is written whole; waiting for more would cost 40 ms.
+        socket.set_tcp_nodelay(true)?;
+        let begun = socket.connect(&address.into());
+        let connecting = Self::new(home, socket.into())?;
+        match begun {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {
+                connecting.registered.filled();
+                loop {
+                    connecting.registered.writable().await;
+                    if let Some(error) = connecting.stream.take_error()? {
+                        return Err(error);
+                    }
+                    match connecting.stream.peer_addr() {
+                        Ok(_) => return Ok(connecting),
+                        // It was woken for something else.
+                        Err(error) if error.kind() == io::ErrorKind::NotConnected => {
+                            connecting.registered.filled();
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+            begun => begun.map(|()| connecting),
+        }
+    }
 }
 
 /// A socket in the hands of its two directions. monoio's own split drops its
@@ -302,18 +395,17 @@ impl Shared {
     }
 }
 
-fn split(stream: TcpStream, fd: RawFd) -> (Receiver, Sender, RawFd) {
-    let shared = Shared(Rc::new(UnsafeCell::new(stream)));
+fn split(socket: Socket, fd: RawFd) -> (Receiver, Sender, RawFd) {
     let receiver = Receiver {
-        shared: shared.clone(),
+        socket: socket.clone(),
         stop: Stop::default(),
     };
-    (receiver, Sender { shared, fd }, fd)
+    (receiver, Sender { socket, fd }, fd)
 }
 
 /// The receiving side of a socket.
 pub struct Receiver {
-    shared: Shared,
+    socket: Socket,
     stop: Stop,
 }
 
@@ -322,14 +414,45 @@ impl Receiver {
     /// end. The future must be awaited to its end unless the connection closes.
     /// [`Stop::stop`] can end it: then the error is `ECANCELED` (see
     /// [`is_stopped`]), no byte is lost, and the socket is as it was.
-    pub async fn recv(&mut self, buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
-        let handle = self.stop.0.borrow().handle();
-        self.shared.stream().cancelable_read(buffer, handle).await
+    ///
+    /// Where the kernel is [not lent](Self::lends) a buffer nothing is waited for:
+    /// `WouldBlock`, when there was nothing after all.
+    pub async fn recv(&mut self, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
+        match &self.socket {
+            Socket::Ring(shared) => {
+                let handle = self.stop.handle();
+                shared.stream().cancelable_read(buffer, handle).await
+            }
+            Socket::Ready(watched) => {
+                let received = recv_into(watched.stream.as_raw_fd(), &mut buffer);
+                let is_all = match &received {
+                    // Less than there was room for is all that there was.
+                    Ok(n) => *n < buffer.capacity(),
+                    Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+                };
+                if is_all {
+                    watched.registered.drained();
+                }
+                (received, buffer)
+            }
+        }
+    }
+
+    /// Whether a receive that waits lends its buffer to the kernel. If not, it is
+    /// [readiness](Self::readable) that is waited for, with nothing in hand.
+    pub fn lends(&self) -> bool {
+        matches!(self.socket, Socket::Ring(_))
     }
 
     /// Waits until something can be received, without lending a buffer.
     pub async fn readable(&mut self) -> io::Result<()> {
-        self.shared.stream().readable(false).await
+        match &self.socket {
+            Socket::Ring(shared) => shared.stream().readable(false).await,
+            Socket::Ready(watched) => {
+                watched.registered.readable().await;
+                Ok(())
+            }
+        }
     }
 
     /// Ends receives of this socket.
@@ -343,21 +466,36 @@ pub fn is_stopped(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::ECANCELED)
 }
 
-/// Ends a receive in flight without touching the socket.
+/// Ends a receive or an accept in flight without touching the socket.
 #[derive(Clone, Default)]
-pub struct Stop(Rc<RefCell<Canceller>>);
+pub struct Stop(Rc<Stops>);
+
+#[derive(Default)]
+struct Stops {
+    ring: RefCell<Canceller>,
+    /// On the epoll driver: an accept waits here. A receive has nothing that would
+    /// have to be stopped.
+    waiting: RefCell<Option<Rc<Source>>>,
+}
 
 impl Stop {
-    /// Ends the receive in flight, if there is one.
+    /// Ends what is in flight, if there is something.
     pub fn stop(&self) {
-        let canceller = std::mem::take(&mut *self.0.borrow_mut());
-        *self.0.borrow_mut() = canceller.cancel();
+        let canceller = std::mem::take(&mut *self.0.ring.borrow_mut());
+        *self.0.ring.borrow_mut() = canceller.cancel();
+        if let Some(source) = self.0.waiting.take() {
+            source.wake_reader();
+        }
+    }
+
+    fn handle(&self) -> monoio::io::CancelHandle {
+        self.0.ring.borrow().handle()
     }
 }
 
 /// The sending side of a socket.
 pub struct Sender {
-    shared: Shared,
+    socket: Socket,
     fd: RawFd,
 }
 
@@ -371,13 +509,20 @@ impl Sender {
         if done == total {
             return (Ok(()), done, buffer);
         }
+        let shared = match &self.socket {
+            Socket::Ring(shared) => shared,
+            Socket::Ready(watched) => {
+                let sent = watched.send_rest(&buffer, &mut done).await;
+                return (sent, done, buffer);
+            }
+        };
         while done < total {
             let sent;
             // The second turn is rare: the socket's buffer was full.
             (sent, buffer) = if done == 0 {
-                self.shared.stream().write(buffer).await
+                shared.stream().write(buffer).await
             } else {
-                let (sent, slice) = self.shared.stream().write(buffer.slice(done..)).await;
+                let (sent, slice) = shared.stream().write(buffer.slice(done..)).await;
                 (sent, slice.into_inner())
             };
             match sent {
@@ -390,11 +535,44 @@ impl Sender {
     }
 }
 
+impl Watched {
+    /// Sends what is behind the first `done` bytes.
+    async fn send_rest(&self, buffer: &[u8], done: &mut usize) -> io::Result<()> {
+        while *done < buffer.len() {
+            self.registered.writable().await;
+            match try_send(self.stream.as_raw_fd(), &buffer[*done..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(sent) => *done += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.registered.filled();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A listening socket on this core's driver.
 pub struct Listener {
-    listener: TcpListener,
+    listener: Listening,
     stop: Stop,
 }
+
+enum Listening {
+    Ring(TcpListener),
+    Ready {
+        // Dropped first.
+        registered: Registered,
+        listener: std::net::TcpListener,
+        /// Accepted since other tasks had their turn.
+        burst: Cell<u32>,
+    },
+}
+
+/// After so many connections from a full queue, accepting lets other tasks run.
+const ACCEPTS_PER_TURN: u32 = 16;
 
 impl Listener {
     /// Takes a listening socket over. Several cores may hold the same one.
@@ -407,8 +585,16 @@ impl Listener {
         // Accepted sockets inherit it: every message is written whole, and waiting
         // for more would cost 40 ms.
         set_nodelay(socket.as_raw_fd())?;
+        let listener = match Loop::current() {
+            Some(home) => Listening::Ready {
+                registered: home.register_shared(socket.as_raw_fd())?,
+                listener: socket,
+                burst: Cell::new(0),
+            },
+            None => Listening::Ring(TcpListener::from_std(socket)?),
+        };
         Ok(Self {
-            listener: TcpListener::from_std(socket)?,
+            listener,
             stop: Stop::default(),
         })
     }
@@ -421,17 +607,62 @@ impl Listener {
     /// The next connection. Must be awaited to its end: a dropped accept would
     /// lose the connection that it has just accepted.
     pub async fn accept(&self) -> io::Result<RawSocket> {
-        let handle = self.stop.0.borrow().handle();
-        let (stream, _) = self.listener.cancelable_accept(handle).await?;
-        let fd = stream.into_raw_fd();
-        // SAFETY: `into_raw_fd` has just given up the only ownership of `fd`.
-        Ok(unsafe { RawSocket::from_raw_fd(fd) })
+        match &self.listener {
+            Listening::Ring(listener) => {
+                let (stream, _) = listener.cancelable_accept(self.stop.handle()).await?;
+                let fd = stream.into_raw_fd();
+                // SAFETY: `into_raw_fd` has just given up the only ownership of `fd`.
+                Ok(unsafe { RawSocket::from_raw_fd(fd) })
+            }
+            Listening::Ready {
+                registered,
+                listener,
+                burst,
+            } => loop {
+                if burst.replace(burst.get() + 1) >= ACCEPTS_PER_TURN {
+                    burst.set(0);
+                    epoll::yield_now().await;
+                }
+                if !self.or_stopped(registered).await {
+                    return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+                }
+                match accept_now(listener) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        registered.drained();
+                        burst.set(0);
+                    }
+                    accepted => return accepted,
+                }
+            },
+        }
+    }
+
+    /// Waits until somebody may have connected; `false` if it was stopped instead.
+    async fn or_stopped(&self, registered: &Registered) -> bool {
+        let waiting = &self.stop.0.waiting;
+        *waiting.borrow_mut() = Some(Rc::clone(registered));
+        std::future::poll_fn(|context| {
+            if waiting.borrow().is_none() {
+                return Poll::Ready(false);
+            }
+            registered.poll_readable(context).map(|()| {
+                waiting.take();
+                true
+            })
+        })
+        .await
     }
 
     /// A connection that waits already, when nobody accepts any more. The
     /// descriptor's flags stay as they are: other cores and a later process share
     /// them. So an ordinary accept is started, and stopped if it finds nothing.
     pub async fn accept_waiting(&self) -> io::Result<RawSocket> {
+        if let Listening::Ready { listener, .. } = &self.listener {
+            return accept_now(listener).map_err(|error| match error.kind() {
+                io::ErrorKind::WouldBlock => io::Error::from_raw_os_error(libc::ECANCELED),
+                _ => error,
+            });
+        }
         let stop = self.stop.clone();
         spawn(async move {
             sleep(Duration::from_millis(20)).await;
@@ -439,6 +670,24 @@ impl Listener {
         });
         self.accept().await
     }
+}
+
+/// Accepts without waiting. The new socket does not wait either.
+fn accept_now(listener: &std::net::TcpListener) -> io::Result<RawSocket> {
+    // SAFETY: the address of the peer is not asked for.
+    let accepted = unsafe {
+        libc::accept4(
+            listener.as_raw_fd(),
+            std::ptr::null_mut(),
+            std::ptr::null_mut(),
+            libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC,
+        )
+    };
+    if accepted < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { RawSocket::from_raw_fd(accepted) })
 }
 
 fn set_nodelay(fd: RawFd) -> io::Result<()> {
@@ -463,7 +712,7 @@ fn set_nodelay(fd: RawFd) -> io::Result<()> {
 /// The place where other cores hand connections in: descriptors of this process,
 /// as numbers. The kernel bounds what may wait (the socket's buffer, some hundreds);
 /// when it is full the core that accepted keeps the connection. They are passed on, never closed and reopened.
-pub struct Hatch(UnixDatagram);
+pub struct Hatch(Datagrams);
 
 /// Makes a hatch: the sending end, and a socket that [`Hatch::new`] takes over on
 /// the thread that will receive.
@@ -482,26 +731,18 @@ impl Hatch {
     /// # Errors
     /// As `fcntl(2)` and the driver's registration.
     pub fn new(socket: std::os::unix::net::UnixDatagram, kind: DriverKind) -> io::Result<Self> {
-        socket.set_nonblocking(kind == DriverKind::Epoll)?;
-        Ok(Self(UnixDatagram::from_std(socket)?))
+        Ok(Self(Datagrams::new(socket, kind)?))
     }
 
     /// The next connection that another core hands in.
     pub async fn receive(&self) -> io::Result<Handed> {
-        let (received, message) = self.0.recv(Vec::with_capacity(8)).await;
-        received?;
-        let (Some(fd), Some(listener)) = (
-            message.first_chunk::<4>(),
-            message.get(4..8).and_then(|bytes| bytes.first_chunk::<4>()),
-        ) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
+        let [f0, f1, f2, f3, l0, l1, l2, l3] = self.0.receive::<8>().await?;
         // SAFETY: `HatchSender::hand` is the only writer of this private socket;
         // it gave up its ownership of this number when the message was accepted.
-        let socket = unsafe { RawSocket::from_raw_fd(RawFd::from_ne_bytes(*fd)) };
+        let socket = unsafe { RawSocket::from_raw_fd(RawFd::from_ne_bytes([f0, f1, f2, f3])) };
         Ok(Handed {
             socket,
-            listener: u32::from_ne_bytes(*listener),
+            listener: u32::from_ne_bytes([l0, l1, l2, l3]),
         })
     }
 }
@@ -649,24 +890,30 @@ pub fn peer_address(socket: &RawSocket) -> io::Result<SocketAddr> {
 /// Receives what is there into `buffer`, up to its capacity, without waiting.
 /// `false` when there was nothing, or the end.
 pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> bool {
+    recv_into(fd, buffer).is_ok_and(|received| received > 0)
+}
+
+fn recv_into(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
     buffer.clear();
     let room = buffer.spare_capacity_mut();
     // SAFETY: pointer and length describe the buffer's spare capacity.
     let received =
         unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
-    match usize::try_from(received) {
-        Ok(received) if received > 0 => {
-            // SAFETY: the kernel has just written that many bytes.
-            unsafe { buffer.set_len(received) };
-            true
-        }
-        _ => false,
-    }
+    let Ok(received) = usize::try_from(received) else {
+        return Err(io::Error::last_os_error());
+    };
+    // SAFETY: the kernel has just written that many bytes.
+    unsafe { buffer.set_len(received) };
+    Ok(received)
 }
 
 /// Sends what fits into the socket's buffer, without waiting. An error is left to
 /// the operation that follows, which meets it again.
 fn send_now(fd: RawFd, buffer: &[u8]) -> usize {
+    try_send(fd, buffer).unwrap_or(0)
+}
+
+fn try_send(fd: RawFd, buffer: &[u8]) -> io::Result<usize> {
     // SAFETY: pointer and length describe `buffer`.
     let sent = unsafe {
         libc::send(
@@ -676,7 +923,7 @@ fn send_now(fd: RawFd, buffer: &[u8]) -> usize {
             libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
         )
     };
-    usize::try_from(sent).unwrap_or(0)
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ pub fn on_each_kind(test: impl AsyncFn(DriverKind)) {
     let mut kinds = vec![DriverKind::Epoll];
     kinds.extend(rt::choose(Driver::IoUring));
     for kind in kinds {
-        rt::run(kind, async {
+        rt::run(kind, Duration::ZERO, async {
             rt::timeout(TEST_TIME_MAX, test(kind))
                 .await
                 .unwrap_or_else(|| panic!("the test hangs on {kind:?}"));

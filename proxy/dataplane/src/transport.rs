@@ -450,6 +450,9 @@ impl Incoming<'_> {
         };
         let received = loop {
             if buffer.capacity() == 0 {
+                if !self.receiver.lends() {
+                    self.receiver.readable().await?;
+                }
                 buffer = self.buffers.take_recv();
             }
             buffer.clear();
@@ -458,11 +461,14 @@ impl Incoming<'_> {
             (received, buffer) = self.receiver.recv(buffer).await;
             self.watch.waits_with_buffer(false);
             match received {
-                Err(error) if rt::is_stopped(&error) => {
-                    // Cold: wait with nothing in hand.
+                Err(error)
+                    if rt::is_stopped(&error) || error.kind() == io::ErrorKind::WouldBlock =>
+                {
+                    // Cold, or nothing there: wait with nothing in hand.
                     self.buffers.give_recv(std::mem::take(&mut buffer));
                     self.receiver.readable().await?;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => break other,
             }
         };

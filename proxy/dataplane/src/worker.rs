@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use handoff::{Counters, Lane, Lifecycle, Phase, Published};
 use policy::{AddressBook, Snapshot};
@@ -22,6 +23,9 @@ pub struct Plan {
     pub cpus: Vec<Option<usize>>,
     /// Which driver is asked for.
     pub driver: Driver,
+    /// How long a worker with nothing to do looks for events before it sleeps. Only
+    /// the epoll driver does.
+    pub busy_poll: Duration,
     /// Sockets that listen.
     pub listeners: Vec<BoundListener>,
     /// Where configurations come from.
@@ -128,6 +132,7 @@ impl Workers {
                 instance: plan.instance,
             };
             let cpu = *cpu;
+            let busy_poll = plan.busy_poll;
             let ready = ready.clone();
             let ended = end.clone();
             let thread = std::thread::Builder::new()
@@ -143,7 +148,7 @@ impl Workers {
                         ended,
                     };
                     let told = ready.clone();
-                    let ran = rt::run(kind, worker.live(kind, told));
+                    let ran = rt::run(kind, busy_poll, worker.live(kind, told));
                     if let Err(error) = ran {
                         let _ = ready.send(Err(error));
                     }

@@ -1,5 +1,5 @@
-//! Where io_uring is missing or forbidden: a message with the cure, or epoll, and
-//! the log says which.
+//! The same exchanges on every driver, and where io_uring is forbidden: nothing that
+//! is not asked for needs it, and asked for it ends with the cure.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -72,12 +72,31 @@ fn io_uring_on_request() {
 }
 
 #[test]
-fn auto_falls_back_and_says_so() {
+fn auto_needs_no_io_uring() {
     let world = World::new();
     let mut command = world.command();
     forbid_io_uring(&mut command);
     let driver = exchange(&world, command, &["--driver", "auto"]);
     assert!(driver.contains("epoll"), "{driver}");
+}
+
+#[test]
+fn busy_polling_workers_serve_and_sleep() {
+    let world = World::new();
+    let (key, key_file) = world.key_file("key");
+    let mock = Mock::start(&world, &[HOST], &["--auth", "bearer", "--key", &key]);
+    let config = config(&world, &mock, &key_file).replacen(
+        "[server]\n",
+        "[server]\nbusy_poll_us = 200\n",
+        1,
+    );
+    assert!(config.contains("busy_poll_us"), "{config}");
+    let claviger = world.start_with(&config, world.command(), &[]);
+    let mut client = claviger.connect(&world);
+    for _ in 0..100 {
+        client.get(HOST, "/echo").expect(200);
+    }
+    claviger.terminate().expect_code(0);
 }
 
 #[test]

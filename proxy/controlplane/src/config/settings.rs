@@ -20,6 +20,8 @@ pub struct Settings {
     pub cpus: Vec<usize>,
     /// How workers wait for the kernel. Restart to change.
     pub driver: Driver,
+    /// How long a worker looks for events before it sleeps. Restart to change.
+    pub busy_poll: Duration,
     /// The user that the process becomes. Restart to change.
     pub user: Option<String>,
     /// The group that the process becomes. Restart to change.
@@ -76,6 +78,7 @@ impl Settings {
         compare("server.workers", self.workers == in_force.workers);
         compare("server.cpus", self.cpus == in_force.cpus);
         compare("server.driver", self.driver == in_force.driver);
+        compare("server.busy_poll_us", self.busy_poll == in_force.busy_poll);
         compare("server.user", self.user == in_force.user);
         compare("server.group", self.group == in_force.group);
         compare("server.state_dir", self.state_dir == in_force.state_dir);

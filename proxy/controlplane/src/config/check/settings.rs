@@ -170,13 +170,33 @@ impl Checker<'_> {
             keep: self.number(audit, "keep", &fields_audit.keep, 0..=10_000, 10),
         };
         let (dns, dns_tls) = self.dns();
+        let driver = fields
+            .driver
+            .as_ref()
+            .map_or(file::Driver::Auto, |driver| driver.value);
+        let busy_poll_us = self.number(
+            server,
+            "busy_poll_us",
+            &fields.busy_poll_us,
+            0..=BUSY_POLL_US_MAX,
+            0,
+        );
+        if let (Some(server), Some(written)) = (server, &fields.busy_poll_us)
+            && busy_poll_us > 0
+            && driver == file::Driver::IoUring
+        {
+            let place = file.place_of(server, &written.span);
+            self.push(
+                Problem::error("`busy_poll_us` does nothing on the io_uring driver")
+                    .at(place)
+                    .cure("leave it out, or write driver = \"epoll\""),
+            );
+        }
         let settings = Settings {
             workers,
             cpus,
-            driver: fields
-                .driver
-                .as_ref()
-                .map_or(file::Driver::Auto, |driver| driver.value),
+            driver,
+            busy_poll: Duration::from_micros(busy_poll_us as u64),
             user: fields.user.as_ref().map(|user| user.value.clone()),
             group: fields.group.as_ref().map(|group| group.value.clone()),
             state_dir,
@@ -282,6 +302,9 @@ const HEAD_BYTES_CEILING: u64 = 1 << 20;
 const HEAD_BYTES_FLOOR: u64 = 1 << 10;
 /// Fields of a request head that may be configured at most.
 const FIELDS_CEILING: u64 = 256;
+/// Microseconds without sleep that may be configured at most. Who is away for longer
+/// than that does not miss the few that waking takes.
+const BUSY_POLL_US_MAX: u64 = 10_000;
 /// Smallest audit file worth rotating.
 const ROTATE_BYTES_FLOOR: u64 = 64 << 10;
 

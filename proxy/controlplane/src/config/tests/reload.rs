@@ -177,12 +177,13 @@ fn leaves_are_made_anew_when_they_are_due() {
 fn what_needs_a_restart_is_named() {
     let mut running = Running::new();
     let first = running.reload(FILE);
-    let again = running.reload(&format!("workers = 3\ndriver = \"epoll\"\n[log]\nlevel = \"debug\"\nformat = \"json\"\n[audit]\npath = \"/x\"\n{FILE}"));
+    let again = running.reload(&format!("workers = 3\ndriver = \"epoll\"\nbusy_poll_us = 50\n[log]\nlevel = \"debug\"\nformat = \"json\"\n[audit]\npath = \"/x\"\n{FILE}"));
     assert_eq!(
         again.settings.restart_needed(&first.settings),
         [
             "server.workers",
             "server.driver",
+            "server.busy_poll_us",
             "audit.path",
             "log.format"
         ]
