@@ -106,11 +106,11 @@ fn closed_loops_take_turns_too() {
         "--concurrency",
         "2",
         "--slice",
-        "20ms",
+        "150ms",
         "--warmup",
         "0ms",
         "--duration",
-        "240ms",
+        "1800ms",
     ]);
     assert_eq!(code, 0);
     assert_eq!(document["comparisons"][0]["rounds"], 6);
