@@ -144,8 +144,17 @@ pub(crate) fn is_unreserved(byte: u8) -> bool {
 /// Whether every server reads this path the same way: no `%`, `;` or backslash, no empty segment,
 /// and no segment that starts with a dot.
 fn is_ordinary(path: &[u8]) -> bool {
-    memchr::memchr3(b'%', b';', b'\\', path).is_none()
-        && memchr::memchr_iter(b'/', path).all(|at| !matches!(path.get(at + 1), Some(b'/' | b'.')))
+    // Paths are too short for vector searches to pay.
+    let mut odd_here = BYTE_ODD;
+    path.iter().all(|&byte| {
+        let odd = BYTE_KINDS[usize::from(byte)] & odd_here;
+        odd_here = if byte == b'/' {
+            BYTE_ODD | BYTE_ODD_AFTER_SLASH
+        } else {
+            BYTE_ODD
+        };
+        odd == 0
+    })
 }
 
 /// Percent-decoded once. `+` means itself in a path.
@@ -248,6 +257,19 @@ fn parse_port(digits: &[u8]) -> Option<u16> {
         .fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0'));
     u16::try_from(port).ok().filter(|&port| port != 0)
 }
+
+/// What a byte is to [`is_ordinary`].
+const BYTE_KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    kinds[b'%' as usize] = BYTE_ODD;
+    kinds[b';' as usize] = BYTE_ODD;
+    kinds[b'\\' as usize] = BYTE_ODD;
+    kinds[b'/' as usize] = BYTE_ODD_AFTER_SLASH;
+    kinds[b'.' as usize] = BYTE_ODD_AFTER_SLASH;
+    kinds
+};
+const BYTE_ODD: u8 = 1;
+const BYTE_ODD_AFTER_SLASH: u8 = 2;
 
 /// Which bytes stand in a host's name: letters, digits, `-`, `.` and `_`.
 const HOST_BYTES: [bool; 256] = {
