@@ -36,7 +36,7 @@ const RING_ENTRIES: u32 = 4096;
 /// Which driver is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// The one that costs less: epoll.
+    /// epoll, which works everywhere.
     Auto,
     /// io_uring, or an error that says why not.
     IoUring,
@@ -122,10 +122,10 @@ fn io_uring_cure(error: &io::Error) -> String {
         }
         _ => "the cause is not known".to_owned(),
     };
-    format!("{cause}; or run with `--driver epoll`, which costs less in most loads")
+    format!("{cause}; or run with `--driver epoll`, which needs none of this")
 }
 
-/// Chooses the driver: the one that was asked for, or else the one that costs less.
+/// Chooses the driver: the one that was asked for, or else epoll.
 ///
 /// All workers run the same one: descriptors are handed between them, and a ring
 /// wants blocking sockets where epoll wants the opposite. The rings are tried

@@ -304,7 +304,7 @@ pub struct Server {
     pub workers: Option<Written<Workers>>,
     /// The cores that workers are pinned to, by number. Default: all that the process may use. Restart to change.
     pub cpus: Option<Written<Vec<usize>>>,
-    /// How workers wait for the kernel: `"epoll"`, `"io_uring"`, or `"auto"` for the one that costs less, which is epoll. Default: `"auto"`. Restart to change.
+    /// How workers wait for the kernel: `"epoll"`, `"io_uring"`, or `"auto"` for epoll, which works everywhere. Default: `"auto"`. Restart to change.
     pub driver: Option<Written<Driver>>,
     /// For how many microseconds a worker that has nothing to do looks for events before it sleeps: lower latency for more CPU, up to a whole core per worker. Needs the epoll driver. Default: `0`. Restart to change.
     pub busy_poll_us: Option<Written<u64>>,
@@ -339,7 +339,7 @@ pub struct Server {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Driver {
-    /// The one that costs less: epoll.
+    /// epoll, which works everywhere.
     Auto,
     /// io_uring, or a refusal to start.
     IoUring,

@@ -35,8 +35,7 @@ thread_local! {
 pub(super) struct Loop {
     epoll: OwnedFd,
     /// How long a wait looks for events before it lets the thread sleep. Being put to
-    /// sleep and woken costs tens of microseconds on an idle core, and as much for
-    /// whoever has to wake it.
+    /// sleep and woken costs both this thread and whoever wakes it.
     busy_poll: Duration,
     events: RefCell<Vec<libc::epoll_event>>,
     sources: RefCell<Slots<Rc<Source>>>,

@@ -161,7 +161,7 @@ fn an_error_names_the_likely_cause_and_the_cure() {
             "{text}"
         );
         assert!(
-            text.ends_with("or run with `--driver epoll`, which costs less in most loads"),
+            text.ends_with("or run with `--driver epoll`, which needs none of this"),
             "{text}"
         );
     }
