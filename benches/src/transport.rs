@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use dataplane::bench::{IdleCore, Sessions};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustls::{ClientConnection, ServerConnection};
 
 use crate::fixtures::{IDENTITY, server_name, snapshot_of_hosts, upstream};
 use crate::{Case, Run};
@@ -32,13 +31,11 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn sessions() -> Sessions {
-    let client = ClientConnection::new(Arc::new(IDENTITY.client.clone()), server_name());
-    let server = ServerConnection::new(Arc::new(IDENTITY.server.clone()));
-    Sessions::new(
-        client.expect("a good name"),
-        server.expect("a good configuration"),
-    )
-    .expect("they trust each other")
+    let (mut client, mut server) = (IDENTITY.client.clone(), IDENTITY.server.clone());
+    // As the product's: the keys move into the data plane's record layer.
+    client.enable_secret_extraction = true;
+    server.enable_secret_extraction = true;
+    Sessions::new(Arc::new(client), server_name(), Arc::new(server)).expect("they trust each other")
 }
 
 /// A head, a key and a body, as a request leaves.

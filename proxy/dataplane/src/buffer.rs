@@ -7,9 +7,31 @@ use std::cell::RefCell;
 
 /// Size of a receive buffer in bytes. Larger ones gained nothing for bodies,
 /// smaller ones cost (see ARCHITECTURE.md).
-pub const RECV_BYTES: usize = 64 * 1024;
+pub const RECV_BYTES: usize = 56 * 1024;
 
-/// Buffers kept for re-use. Beyond it a returned buffer is freed.
+/// Size of the buffer that a connection waits for a request with. A longer request
+/// takes two receives.
+pub const RECV_BYTES_SMALL: usize = 8 * 1024;
+
+/// Size of a send buffer that holds more than a small message: what one receive
+/// brings, sealed, has room in it. One size, since the allocator keeps megabytes
+/// for each size beyond 64 KiB.
+const SEND_BYTES: usize = 60 * 1024;
+
+/// A message up to this size is sent from a buffer that grows as needed.
+const SEND_BYTES_SMALL: usize = 8 * 1024;
+
+/// Sees to it that `buffer` has room for `bytes` more, in as few sizes as possible.
+pub fn make_room(buffer: &mut Vec<u8>, bytes: usize) {
+    let needed = buffer.len() + bytes;
+    if needed > buffer.capacity() && (SEND_BYTES_SMALL..=SEND_BYTES).contains(&needed) {
+        buffer.reserve_exact(SEND_BYTES - buffer.len());
+    } else {
+        buffer.reserve(bytes);
+    }
+}
+
+/// Buffers kept for re-use, of each kind. Beyond it a returned buffer is freed.
 const KEPT_MAX: usize = 128;
 
 /// A send buffer that grew beyond this is freed instead of kept.
@@ -19,22 +41,32 @@ const SEND_BYTES_KEPT_MAX: usize = 256 * 1024;
 #[derive(Debug, Default)]
 pub struct FreeList {
     recv: RefCell<Vec<Vec<u8>>>,
+    recv_small: RefCell<Vec<Vec<u8>>>,
     send: RefCell<Vec<Vec<u8>>>,
 }
 
 impl FreeList {
-    /// An empty buffer of [`RECV_BYTES`] capacity.
-    pub fn take_recv(&self) -> Vec<u8> {
-        self.recv
-            .borrow_mut()
+    /// An empty buffer of `bytes` capacity, [`RECV_BYTES`] or [`RECV_BYTES_SMALL`].
+    pub fn take_recv(&self, bytes: usize) -> Vec<u8> {
+        let kept = if bytes > RECV_BYTES_SMALL {
+            &self.recv
+        } else {
+            &self.recv_small
+        };
+        kept.borrow_mut()
             .pop()
-            .unwrap_or_else(|| Vec::with_capacity(RECV_BYTES))
+            .unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     /// Takes a receive buffer back.
     pub fn give_recv(&self, mut buffer: Vec<u8>) {
-        let mut kept = self.recv.borrow_mut();
-        if kept.len() < KEPT_MAX && buffer.capacity() >= RECV_BYTES {
+        let kept = match buffer.capacity() {
+            RECV_BYTES.. => &self.recv,
+            RECV_BYTES_SMALL.. => &self.recv_small,
+            _ => return,
+        };
+        let mut kept = kept.borrow_mut();
+        if kept.len() < KEPT_MAX {
             buffer.clear();
             kept.push(buffer);
         }
@@ -62,11 +94,11 @@ mod tests {
     #[test]
     fn buffers_come_back_empty_and_giants_do_not_stay() {
         let list = FreeList::default();
-        let mut buffer = list.take_recv();
+        let mut buffer = list.take_recv(RECV_BYTES);
         buffer.extend_from_slice(b"plaintext");
         let place = buffer.as_ptr();
         list.give_recv(buffer);
-        let again = list.take_recv();
+        let again = list.take_recv(RECV_BYTES);
         assert!(again.is_empty());
         assert_eq!(again.as_ptr(), place);
         list.give_send(Vec::with_capacity(SEND_BYTES_KEPT_MAX + 1));

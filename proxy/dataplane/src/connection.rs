@@ -127,7 +127,8 @@ async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, dow
         // An idle connection has no desk; a pipelined request keeps it.
         let mut desk = core.take_desk();
         let next = loop {
-            let next = exchange::run(core, peer, draft, down, &mut desk).await;
+            // Boxed: a connection that waits does not carry an exchange's state along.
+            let next = Box::pin(exchange::run(core, peer, draft, down, &mut desk)).await;
             if next != Next::KeepAlive || desk.request.buffered() == 0 {
                 break next;
             }

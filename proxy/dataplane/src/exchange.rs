@@ -409,7 +409,8 @@ impl Exchange<'_> {
             desk.response.finish(usize::MAX);
             let outcome = match rest {
                 Rest::AtHand(length) => self.whole(desk, permit, &mut lease, framing, length).await,
-                Rest::Unknown => self.streamed(desk, permit, &mut lease, framing).await,
+                // Boxed: both directions at once take room that few requests need.
+                Rest::Unknown => Box::pin(self.streamed(desk, permit, &mut lease, framing)).await,
             };
             self.down.watch().unwatch();
             match outcome {
@@ -610,7 +611,9 @@ impl Exchange<'_> {
         answered: Answered,
     ) -> Next {
         if answered.upgraded {
-            let carried = tunnel::run(self.down, lease.connection(), self.write_timeout).await;
+            let tunnel = tunnel::run(self.down, lease.connection(), self.write_timeout);
+            // Boxed, as above.
+            let carried = Box::pin(tunnel).await;
             let mut draft = self.draft.borrow_mut();
             draft.bytes_in += carried.bytes_in;
             draft.bytes_out += carried.bytes_out;

@@ -25,10 +25,12 @@ mod forward;
 mod ledger;
 mod listener;
 mod pool;
+mod record;
 mod relay;
 mod respond;
 #[allow(unsafe_code)]
 pub mod rt;
+mod session;
 #[cfg(test)]
 mod test_support;
 mod tick;

@@ -15,6 +15,7 @@ use policy::{Refuser, Upstream};
 use crate::addresses;
 use crate::core::Core;
 use crate::rt;
+use crate::session::Handshake;
 use crate::transport::Transport;
 
 /// How long a pool stays warm after its last use.
@@ -285,7 +286,9 @@ pub async fn lease(
         reused: false,
         returned: false,
     };
-    let opened = rt::timeout(upstream.limits.connect_timeout, open(core, upstream, turn))
+    // Boxed: most requests find a connection, and would carry this along.
+    let opening = Box::pin(open(core, upstream, turn));
+    let opened = rt::timeout(upstream.limits.connect_timeout, opening)
         .await
         .unwrap_or(Err(LeaseError::TimedOut));
     match opened {
@@ -331,11 +334,9 @@ async fn open(
         let (socket, address) = addresses::connect(&ordered, &core.failures, &core.tick)
             .await
             .map_err(LeaseError::Connect)?;
-        let session =
-            rustls::ClientConnection::new(Arc::clone(&upstream.tls), upstream.tls_name.clone())
-                .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
+        let handshake = Handshake::client(Arc::clone(&upstream.tls), upstream.tls_name.clone())
+            .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
         let mut connection = Transport::new(socket, &core.tick, &core.buffers);
-        connection.start_tls(session.into());
         let trial = addresses::Trial::new(&core.failures, &core.tick, address);
         // One address alone may not use up the time of all.
         let limit = if ordered.len() > 1 {
@@ -343,7 +344,7 @@ async fn open(
         } else {
             upstream.limits.connect_timeout
         };
-        let shaken = rt::timeout(limit, connection.handshake())
+        let shaken = rt::timeout(limit, connection.handshake(handshake))
             .await
             .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
         match shaken {

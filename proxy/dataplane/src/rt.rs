@@ -19,7 +19,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use monoio::buf::IoBuf;
+use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncWriteRent, CancelableAsyncReadRent, Canceller};
 use monoio::net::{TcpListener, TcpStream};
 
@@ -410,7 +410,7 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Receives what is there into `buffer`, which must be empty; `Ok(0)` is the
+    /// Receives what is there into `buffer`, behind what it holds; `Ok(0)` is the
     /// end. The future must be awaited to its end unless the connection closes.
     /// [`Stop::stop`] can end it: then the error is `ECANCELED` (see
     /// [`is_stopped`]), no byte is lost, and the socket is as it was.
@@ -421,13 +421,17 @@ impl Receiver {
         match &self.socket {
             Socket::Ring(shared) => {
                 let handle = self.stop.handle();
-                shared.stream().cancelable_read(buffer, handle).await
+                let held = buffer.len();
+                let room = buffer.slice_mut(held..);
+                let (received, room) = shared.stream().cancelable_read(room, handle).await;
+                (received, room.into_inner())
             }
             Socket::Ready(watched) => {
+                let room = buffer.capacity() - buffer.len();
                 let received = recv_into(watched.stream.as_raw_fd(), &mut buffer);
                 let is_all = match &received {
                     // Less than there was room for is all that there was.
-                    Ok(n) => *n < buffer.capacity(),
+                    Ok(n) => *n < room,
                     Err(error) => error.kind() == io::ErrorKind::WouldBlock,
                 };
                 if is_all {
@@ -887,14 +891,16 @@ pub fn peer_address(socket: &RawSocket) -> io::Result<SocketAddr> {
     stream.peer_addr()
 }
 
-/// Receives what is there into `buffer`, up to its capacity, without waiting.
+/// Receives what is there into `buffer`, behind what it holds, up to its capacity and
+/// without waiting.
 /// `false` when there was nothing, or the end.
 pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> bool {
     recv_into(fd, buffer).is_ok_and(|received| received > 0)
 }
 
+/// Receives behind what `buffer` holds, up to its capacity.
 fn recv_into(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
-    buffer.clear();
+    let held = buffer.len();
     let room = buffer.spare_capacity_mut();
     // SAFETY: pointer and length describe the buffer's spare capacity.
     let received =
@@ -902,8 +908,8 @@ fn recv_into(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
     let Ok(received) = usize::try_from(received) else {
         return Err(io::Error::last_os_error());
     };
-    // SAFETY: the kernel has just written that many bytes.
-    unsafe { buffer.set_len(received) };
+    // SAFETY: the kernel has just written that many bytes behind those held.
+    unsafe { buffer.set_len(held + received) };
     Ok(received)
 }
 

@@ -17,11 +17,12 @@ use policy::{
     AddressBook, Callers, Credential, Injection, Listener, Route, Secret, ServerLimits, Snapshot,
     UnknownSni, Upstream, UpstreamId, VirtualHost,
 };
+use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
-    SupportedProtocolVersion,
+    SupportedCipherSuite, SupportedProtocolVersion,
 };
 use wire::names::{NameSet, ParamSet};
 
@@ -29,6 +30,7 @@ use crate::buffer::FreeList;
 use crate::core::Core;
 use crate::ledger::Ledger;
 use crate::rt::{self, Driver, DriverKind};
+use crate::session::Handshake;
 use crate::tick::Tick;
 use crate::transport::{Filled, Transport};
 
@@ -105,9 +107,11 @@ impl Bench {
     pub async fn client(&self) -> (Transport, ServerPeer) {
         let (mut ours, theirs) = self.socket().await;
         let theirs = std::thread::spawn(move || accept_tls(theirs, &IDENTITY.server(&[])));
-        let session = ClientConnection::new(Arc::new(IDENTITY.client()), IDENTITY.name());
-        ours.start_tls(session.expect("a good name").into());
-        ours.handshake().await.expect("the peer is trusted");
+        let handshake = Handshake::client(Arc::new(IDENTITY.client()), IDENTITY.name());
+        let handshake = handshake.expect("a good name");
+        ours.handshake(handshake)
+            .await
+            .expect("the peer is trusted");
         (ours, joined(theirs).await)
     }
 }
@@ -258,6 +262,7 @@ impl Identity {
             .with_no_client_auth()
             .with_single_cert(vec![self.certificate.cert.der().clone()], key)
             .expect("the key is the certificate's");
+        config.enable_secret_extraction = true;
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         config
     }
@@ -267,17 +272,35 @@ impl Identity {
         self.client_of(rustls::ALL_VERSIONS)
     }
 
+    /// The same, with this cipher suite only, and so with its version.
+    pub fn client_with(&self, suite: SupportedCipherSuite) -> ClientConfig {
+        let provider = CryptoProvider {
+            cipher_suites: vec![suite],
+            ..default_provider()
+        };
+        self.client_by(provider, &[suite.version()])
+    }
+
     /// The same, with these versions of TLS only.
     pub fn client_of(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+        self.client_by(default_provider(), versions)
+    }
+
+    fn client_by(
+        &self,
+        provider: CryptoProvider,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots
             .add(self.certificate.cert.der().clone())
             .expect("a certificate");
-        let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
             .with_protocol_versions(versions)
             .expect("the provider knows them")
             .with_root_certificates(roots)
             .with_no_client_auth();
+        config.enable_secret_extraction = true;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config
     }

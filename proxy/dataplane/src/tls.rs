@@ -8,9 +8,10 @@ use std::time::Duration;
 use handoff::Counter;
 use policy::{Listener, Snapshot, UnknownSni};
 use rustls::server::Acceptor;
-use rustls::{AlertDescription, HandshakeKind, ServerConfig};
+use rustls::{AlertDescription, ServerConfig};
 
 use crate::core::Core;
+use crate::session::Handshake;
 use crate::transport::Transport;
 
 /// `unrecognized_name` (RFC 6066, section 3) as a plaintext alert record.
@@ -42,10 +43,7 @@ pub async fn accept(
     match outcome {
         Ok(accepted) => {
             core.count(Counter::handshakes);
-            let resumed = connection
-                .with_tls(|tls| tls.handshake_kind() == Some(HandshakeKind::Resumed))
-                .unwrap_or(false);
-            if resumed {
+            if connection.is_resumed() {
                 core.count(Counter::handshakes_resumed);
             }
             Ok(accepted)
@@ -74,16 +72,16 @@ async fn handshake(
     let accepted = loop {
         // rustls takes 4 KiB at a time; a ClientHello may be larger than that.
         let heard = connection
-            .recv_raw(|bytes| {
+            .recv_raw(|mut bytes| {
                 loop {
-                    acceptor.read_tls(bytes)?;
+                    acceptor.read_tls(&mut bytes)?;
                     match acceptor.accept() {
                         Ok(None) if !bytes.is_empty() => {}
-                        heard => return Ok(heard),
+                        heard => return io::Result::Ok(heard),
                     }
                 }
             })
-            .await?;
+            .await??;
         match heard {
             Ok(Some(accepted)) => break accepted,
             Ok(None) => {}
@@ -108,16 +106,10 @@ async fn handshake(
             "the server name is absent or not served here",
         ));
     };
-    match accepted.into_connection(config) {
-        Ok(session) => connection.start_tls(session.into()),
-        Err((error, mut alert)) => {
-            let mut bytes = Vec::new();
-            alert.write_all(&mut bytes)?;
-            connection.send_raw(bytes).await;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
-        }
-    }
-    connection.handshake().await?;
+    // The host is known now, and the ClientHello is read once more, by its rules.
+    drop(accepted);
+    let handshake = Handshake::server(config).map_err(io::Error::other)?;
+    connection.handshake(handshake).await?;
     Ok(Accepted { server_name })
 }
 

@@ -1,32 +1,37 @@
 //! [`Transport`]: a socket, clear or TLS, as both sides of an exchange use it.
 //!
-//! TLS runs over rustls's buffered interface. What is received is decrypted
-//! where it lies and looked at there ([`Incoming::chunk`]); what is sent is
-//! encrypted from the slices that it consists of ([`Outgoing::write`]), so a
-//! message of head, key and body is one pass, one record and one send.
+//! What is received is opened where it lies and looked at there
+//! ([`Incoming::take`]); what is sent is sealed from the slices that it consists of
+//! ([`Outgoing::write`]), in the buffer that it is sent from. So a message of head,
+//! key and body is one pass, one record and one send; and a connection that waits
+//! holds no buffer.
 //!
 //! The two directions can be used at once ([`Transport::split`]).
 
 use std::cell::RefCell;
-use std::io::{self, BufRead, IoSlice, Write};
+use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustls::Connection;
+use futures_util::FutureExt;
 
-use crate::buffer::FreeList;
+use crate::buffer::{FreeList, RECV_BYTES, RECV_BYTES_SMALL};
+use crate::record;
 use crate::rt;
+use crate::session::{Handshake, Opened, Progress, Session};
 use crate::tick::{Registration, Tick};
 
 /// Encrypted bytes that may wait to be sent before a relay flushes them.
 pub const SEND_PENDING_BYTES: usize = 128 * 1024;
 
-/// Messages of at most so many slices are written without an allocation.
-const SLICES_ON_STACK: usize = 32;
-
 /// How often an idle connection is looked at while it still has something to say.
 /// Past it the connection counts as not idle.
 const IDLE_LOOKS_MAX: usize = 4;
+
+/// A receive that would have less room than this behind what waits for its rest
+/// gets another buffer.
+const RECV_ROOM_BYTES_MIN: usize = 1024;
 
 /// A connected socket with what was received and not yet used.
 pub struct Transport {
@@ -41,12 +46,16 @@ pub struct Transport {
 #[derive(Default)]
 struct Inner {
     /// `None` is clear text.
-    tls: Option<Box<Connection>>,
-    /// What was received: ciphertext that rustls has not seen yet, or clear text.
+    tls: Option<Box<Session>>,
+    /// What was received: with TLS, records, opened where they lie.
     inbox: Vec<u8>,
+    /// Where the next record begins, or the clear text that was not yet consumed.
     /// Invariant: `inbox_at <= inbox.len()`.
     inbox_at: usize,
-    /// Clear text to send.
+    /// What was opened and not yet consumed. Invariant: it ends at or before
+    /// `inbox_at`; without TLS it is empty.
+    plain: Range<usize>,
+    /// What is to be sent, sealed where there is TLS.
     outbox: Vec<u8>,
     /// The peer said that it is done: close_notify, or FIN on clear text.
     ended: bool,
@@ -85,14 +94,10 @@ impl Transport {
         }
     }
 
-    /// From now on the bytes are those of a TLS session.
-    pub fn start_tls(&mut self, session: Connection) {
-        self.inner.get_mut().start_tls(session);
-    }
-
-    /// The TLS session, if there is one.
-    pub fn with_tls<R>(&self, look: impl FnOnce(&mut Connection) -> R) -> Option<R> {
-        self.inner.borrow_mut().tls.as_deref_mut().map(look)
+    /// Whether there is TLS, and its handshake was short, by a ticket.
+    pub fn is_resumed(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.tls.as_ref().is_some_and(|tls| tls.is_resumed())
     }
 
     /// The sweep's view of the socket.
@@ -128,25 +133,18 @@ impl Transport {
         self.split().1
     }
 
-    /// Receives raw bytes for what comes before there is a session. `feed` takes
-    /// them until it has what it wants; what it leaves belongs to the session
-    /// that follows.
-    pub async fn recv_raw<R>(
-        &mut self,
-        feed: impl FnOnce(&mut &[u8]) -> io::Result<R>,
-    ) -> io::Result<R> {
-        let filled = self.incoming().recv_once().await?;
-        if filled == Filled::End {
+    /// Receives once, before there is a session, and shows what has arrived. The
+    /// bytes stay, for the handshake that follows.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` is a peer that left; `InvalidData` one that sends more than the
+    /// largest buffer holds.
+    pub async fn recv_raw<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
+        let before = self.inner.get_mut().inbox.len();
+        if self.incoming().recv_once(Room::Small).await? == Filled::End {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let inner = self.inner.get_mut();
-        let mut bytes = &inner.inbox[inner.inbox_at..];
-        let fed = feed(&mut bytes);
-        inner.inbox_at = inner.inbox.len() - bytes.len();
-        if fed.is_err() {
-            inner.inbox_at = inner.inbox.len();
-        }
-        fed
+        Ok(look(&self.inner.get_mut().inbox[before..]))
     }
 
     /// Sends raw bytes beside any session: an alert of a handshake that failed.
@@ -155,49 +153,52 @@ impl Transport {
         self.buffers.give_send(buffer);
     }
 
-    /// Completes the TLS handshake of the session that was set.
+    /// Makes a TLS handshake; from then on the bytes are those of its session.
     ///
     /// # Errors
     /// `InvalidData` wraps a [`rustls::Error`]; `UnexpectedEof` is a peer that left.
-    pub async fn handshake(&mut self) -> io::Result<()> {
+    pub async fn handshake(&mut self, handshake: Handshake) -> io::Result<()> {
+        // Out of the future: it is large, and short-lived.
+        let mut handshake = Box::new(handshake);
         loop {
+            let progress = self.inner.get_mut().advance(&mut handshake, &self.buffers);
             let (mut incoming, mut outgoing) = self.split();
-            if outgoing.wants_send() {
-                outgoing.flush_once().await?;
-                continue;
-            }
-            let (handshaking, failed) = {
-                let mut inner = incoming.inner.borrow_mut();
-                let failed = inner.pump().err();
-                (
-                    inner.tls.as_ref().is_some_and(|tls| tls.is_handshaking()),
-                    failed,
-                )
-            };
-            if let Some(error) = failed {
-                // The alert that says why.
-                let _ = outgoing.flush_once().await;
-                return Err(error);
-            }
-            if outgoing.wants_send() {
-                continue;
-            }
-            if !handshaking {
-                incoming.release();
-                return Ok(());
-            }
-            if !incoming.inner.borrow().has_input() && incoming.recv_once().await? == Filled::End {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            match progress {
+                Ok(Progress::Done) => break,
+                Ok(Progress::Waits) => {
+                    outgoing.flush_once().await?;
+                    if incoming.recv_once(Room::Small).await? == Filled::End {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
+                }
+                Err(error) => {
+                    // The alert that says why.
+                    let _ = outgoing.flush_once().await;
+                    return Err(invalid(error));
+                }
             }
         }
+        let session = handshake.into_session().map_err(invalid)?;
+        let only_ticket = session.has_only_a_ticket_to_send();
+        self.inner.get_mut().tls = Some(Box::new(session));
+        self.incoming().release();
+        if only_ticket {
+            // It goes with the first answer: a send less, and the caller wakes once less.
+            let outbox = &mut self.inner.get_mut().outbox;
+            let ticket = outbox.as_slice().into();
+            self.buffers.give_send(std::mem::replace(outbox, ticket));
+            return Ok(());
+        }
+        self.outgoing().flush_once().await
     }
 
     /// Gives the peer's end-of-data sign (close_notify) and forgets the rest.
     pub async fn goodbye(&mut self) {
         {
-            let mut inner = self.inner.borrow_mut();
+            let inner = self.inner.get_mut();
             if let Some(tls) = &mut inner.tls {
-                tls.send_close_notify();
+                lend_outbox(&mut inner.outbox, &self.buffers);
+                tls.close(&mut inner.outbox);
             }
         }
         self.watch.send_within(Duration::from_secs(1));
@@ -236,26 +237,19 @@ impl Transport {
     }
 
     /// Feeds what has arrived on an idle connection to the session. `false` if that
-    /// was anything but what a session says by itself.
+    /// was anything but what a session says by itself, whole.
     fn take_in(&mut self) -> bool {
-        let mut buffer = self.buffers.take_recv();
-        let received = rt::recv_now(self.watch.fd(), &mut buffer);
         let inner = self.inner.get_mut();
-        let quiet = received && inner.tls.is_some() && {
-            std::mem::swap(&mut inner.inbox, &mut buffer);
-            inner.inbox_at = 0;
-            let pumped = inner.pump();
-            let quiet = pumped.is_ok()
-                && !inner.ended
-                && !inner.has_plaintext()
-                && inner.inbox_at == inner.inbox.len();
-            std::mem::swap(&mut inner.inbox, &mut buffer);
-            // What is back in its place was used up before (`has_input` said
-            // so): reading it again would break the session.
-            inner.inbox_at = inner.inbox.len();
-            quiet
-        };
-        self.buffers.give_recv(buffer);
+        if inner.tls.is_none() {
+            return false;
+        }
+        self.buffers.give_recv(std::mem::take(&mut inner.inbox));
+        inner.inbox = self.buffers.take_recv(RECV_BYTES_SMALL);
+        inner.inbox_at = 0;
+        let received = rt::recv_now(self.watch.fd(), &mut inner.inbox);
+        let quiet = received && inner.pump(&self.buffers).is_ok() && !inner.ended;
+        let quiet = quiet && !inner.has_input() && !inner.has_plaintext();
+        self.incoming().release();
         quiet
     }
 }
@@ -268,66 +262,62 @@ impl Drop for Transport {
     }
 }
 
-impl Inner {
-    fn start_tls(&mut self, mut session: Connection) {
-        // We flush after each message and bound what waits ourselves.
-        session.set_buffer_limit(None);
-        self.tls = Some(Box::new(session));
-    }
+fn invalid(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
 
+/// Sees to it that there is a buffer to write into.
+fn lend_outbox(outbox: &mut Vec<u8>, buffers: &FreeList) {
+    if outbox.capacity() == 0 {
+        *outbox = buffers.take_send();
+    }
+}
+
+impl Inner {
+    /// Whether bytes wait that were not opened yet, or clear text.
     fn has_input(&self) -> bool {
         self.inbox_at < self.inbox.len()
     }
 
-    fn has_plaintext(&mut self) -> bool {
+    fn has_plaintext(&self) -> bool {
         !self.chunk().is_empty()
     }
 
-    /// Feeds rustls from the inbox until there is clear text to look at, or the
-    /// inbox is empty. Without TLS the inbox is the clear text.
-    fn pump(&mut self) -> io::Result<()> {
+    /// Opens records until there is clear text to look at, or no whole one is left.
+    /// Without TLS the inbox is the clear text.
+    fn pump(&mut self, buffers: &FreeList) -> io::Result<()> {
         let Some(tls) = &mut self.tls else {
             return Ok(());
         };
-        while self.inbox_at < self.inbox.len() {
-            if tls.reader().fill_buf().is_ok_and(|chunk| !chunk.is_empty()) {
-                return Ok(());
-            }
-            let mut input = &self.inbox[self.inbox_at..];
-            let taken = tls.read_tls(&mut input)?;
-            self.inbox_at += taken;
-            let state = tls
-                .process_new_packets()
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-            if state.peer_has_closed() {
-                self.ended = true;
-                self.inbox_at = self.inbox.len();
-            }
-            if taken == 0 {
-                break;
+        while self.plain.is_empty() && !self.ended {
+            let at = self.inbox_at;
+            let length = match record::length(&self.inbox[at..]) {
+                Ok(Some(length)) if self.inbox.len() - at >= length => length,
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    lend_outbox(&mut self.outbox, buffers);
+                    tls.refuse(&error, &mut self.outbox);
+                    return Err(invalid(error));
+                }
+            };
+            let record = &mut self.inbox[at..at + length];
+            self.inbox_at += length;
+            match tls.open(record, &mut self.outbox).map_err(invalid)? {
+                Opened::Data(range) => self.plain = at + range.start..at + range.end,
+                Opened::Nothing => {}
+                Opened::End => {
+                    // RFC 8446, section 6.1: what follows is ignored.
+                    self.ended = true;
+                    self.inbox_at = self.inbox.len();
+                }
             }
         }
         Ok(())
     }
 
-    /// Clear text that was received and not yet consumed, as far as it is in one piece.
-    fn chunk(&mut self) -> &[u8] {
-        match &mut self.tls {
-            None => &self.inbox[self.inbox_at..],
-            // "Would block" is how rustls says that there is nothing; the end is in `ended`.
-            Some(tls) => tls.reader().into_first_chunk().unwrap_or(&[]),
-        }
-    }
-
-    fn consume(&mut self, n: usize) {
-        match &mut self.tls {
-            None => self.inbox_at += n,
-            Some(tls) => tls.reader().consume(n),
-        }
-    }
-
-    /// Takes one message from its slices; what comes of it is had from [`seal`](Self::seal).
-    fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
+    /// Takes one message from its slices, sealed where there is TLS.
+    fn write(&mut self, slices: &[&[u8]], buffers: &FreeList) -> io::Result<()> {
+        lend_outbox(&mut self.outbox, buffers);
         match &mut self.tls {
             None => {
                 for slice in slices {
@@ -335,44 +325,46 @@ impl Inner {
                 }
                 Ok(())
             }
-            Some(tls) => {
-                let total: usize = slices.iter().map(|slice| slice.len()).sum();
-                // On the stack for any ordinary head.
-                let mut few = [IoSlice::new(&[]); SLICES_ON_STACK];
-                let many: Vec<IoSlice<'_>>;
-                let list = if slices.len() <= SLICES_ON_STACK {
-                    for (place, slice) in few.iter_mut().zip(slices) {
-                        *place = IoSlice::new(slice);
-                    }
-                    &few[..slices.len()]
-                } else {
-                    many = slices.iter().map(|slice| IoSlice::new(slice)).collect();
-                    &many[..]
-                };
-                // No limit is set on the session, so it takes all of it.
-                let written = tls.writer().write_vectored(list)?;
-                debug_assert_eq!(written, total);
-                if written == total {
-                    Ok(())
-                } else {
-                    Err(io::ErrorKind::WriteZero.into())
-                }
-            }
+            Some(tls) => tls.seal(slices, &mut self.outbox).map_err(io::Error::other),
         }
     }
 
-    /// Moves everything that waits to be sent into `buffer`, which is empty.
-    fn seal(&mut self, buffer: &mut Vec<u8>) -> io::Result<()> {
-        match &mut self.tls {
-            None => std::mem::swap(&mut self.outbox, buffer),
-            Some(tls) => {
-                while tls.wants_write() {
-                    tls.write_tls(buffer)?;
-                }
-            }
-        }
-        Ok(())
+    /// Goes on with a handshake, as far as what was received allows.
+    fn advance(
+        &mut self,
+        handshake: &mut Handshake,
+        buffers: &FreeList,
+    ) -> Result<Progress, rustls::Error> {
+        lend_outbox(&mut self.outbox, buffers);
+        let (used, progress) =
+            handshake.advance(&mut self.inbox[self.inbox_at..], &mut self.outbox);
+        self.inbox_at += used;
+        progress
     }
+
+    /// Clear text that was received and not yet consumed, as far as it is in one piece.
+    fn chunk(&self) -> &[u8] {
+        match &self.tls {
+            None => &self.inbox[self.inbox_at..],
+            Some(_) => &self.inbox[self.plain.clone()],
+        }
+    }
+
+    fn consume(&mut self, n: usize) {
+        match &self.tls {
+            None => self.inbox_at += n,
+            Some(_) => self.plain.start += n,
+        }
+    }
+}
+
+/// How much a receive may bring at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// A request, a handshake message: little, most likely, and perhaps long waited for.
+    Small,
+    /// Perhaps a body.
+    Large,
 }
 
 /// The receiving direction of a [`Transport`].
@@ -394,7 +386,7 @@ impl Incoming<'_> {
             return Ok(filled);
         }
         self.watch.recv_within(limit);
-        let filled = self.wait().await;
+        let filled = self.wait(Room::Large).await;
         self.watch.recv_done();
         filled
     }
@@ -406,7 +398,9 @@ impl Incoming<'_> {
             return Ok(filled);
         }
         self.watch.idle(grace);
-        let filled = self.fill(limit).await;
+        self.watch.recv_within(limit);
+        let filled = self.wait(Room::Small).await;
+        self.watch.recv_done();
         self.watch.busy();
         filled
     }
@@ -414,7 +408,7 @@ impl Incoming<'_> {
     /// What can be said without waiting: whether there is clear text already.
     pub fn ready(&mut self) -> io::Result<Option<Filled>> {
         let mut inner = self.inner.borrow_mut();
-        inner.pump()?;
+        inner.pump(self.buffers)?;
         if inner.has_plaintext() {
             return Ok(Some(Filled::Data));
         }
@@ -427,9 +421,10 @@ impl Incoming<'_> {
         Ok(None)
     }
 
-    async fn wait(&mut self) -> io::Result<Filled> {
+    async fn wait(&mut self, room: Room) -> io::Result<Filled> {
+        let mut room = room;
         loop {
-            let received = self.recv_once().await;
+            let received = self.recv_once(room).await;
             if self.watch.is_recv_late() {
                 return Err(io::ErrorKind::TimedOut.into());
             }
@@ -437,45 +432,49 @@ impl Incoming<'_> {
             if let Some(filled) = self.ready()? {
                 return Ok(filled);
             }
+            // Part of a record: the rest of it, and what follows.
+            room = Room::Large;
         }
     }
 
-    /// One receive into the inbox, which must be used up.
-    async fn recv_once(&mut self) -> io::Result<Filled> {
-        let mut buffer = {
-            let mut inner = self.inner.borrow_mut();
-            debug_assert!(!inner.has_input());
-            inner.inbox_at = 0;
-            std::mem::take(&mut inner.inbox)
-        };
-        let received = loop {
-            if buffer.capacity() == 0 {
-                if !self.receiver.lends() {
-                    self.receiver.readable().await?;
-                }
-                buffer = self.buffers.take_recv();
+    /// One receive into the inbox, behind the part of a record that may wait there.
+    /// All else must be used up.
+    async fn recv_once(&mut self, room: Room) -> io::Result<Filled> {
+        let lends = self.receiver.lends();
+        // A buffer that is taken only when there is something for it may be large.
+        let room = if lends { room } else { Room::Large };
+        let (received, buffer) = loop {
+            if !lends && self.receiver.readable().now_or_never().is_none() {
+                self.shrink();
+                self.receiver.readable().await?;
             }
-            buffer.clear();
-            let received;
+            let buffer = self.make_room(room)?;
             self.watch.waits_with_buffer(true);
-            (received, buffer) = self.receiver.recv(buffer).await;
+            let (received, buffer) = self.receiver.recv(buffer).await;
             self.watch.waits_with_buffer(false);
-            match received {
-                Err(error)
-                    if rt::is_stopped(&error) || error.kind() == io::ErrorKind::WouldBlock =>
-                {
-                    // Cold, or nothing there: wait with nothing in hand.
-                    self.buffers.give_recv(std::mem::take(&mut buffer));
-                    self.receiver.readable().await?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other,
+            let Err(error) = &received else {
+                break (received, buffer);
+            };
+            let is_cold = rt::is_stopped(error);
+            let again = is_cold
+                || matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                );
+            if !again {
+                break (received, buffer);
+            }
+            self.inner.borrow_mut().inbox = buffer;
+            if is_cold {
+                // Waits with nothing in hand, or as little as there is.
+                self.shrink();
+                self.receiver.readable().await?;
             }
         };
         let mut inner = self.inner.borrow_mut();
-        match received {
+        inner.inbox = buffer;
+        let filled = match received {
             Ok(0) => {
-                self.buffers.give_recv(buffer);
                 if inner.tls.is_some() {
                     inner.cut_short = true;
                 } else {
@@ -483,14 +482,58 @@ impl Incoming<'_> {
                 }
                 Ok(Filled::End)
             }
-            Ok(_) => {
-                inner.inbox = buffer;
-                Ok(Filled::Data)
-            }
-            Err(error) => {
-                self.buffers.give_recv(buffer);
-                Err(error)
-            }
+            Ok(_) => return Ok(Filled::Data),
+            Err(error) => Err(error),
+        };
+        drop(inner);
+        self.release();
+        filled
+    }
+
+    /// Takes the inbox out, with room behind what waits in it.
+    fn make_room(&self, room: Room) -> io::Result<Vec<u8>> {
+        let mut inner = self.inner.borrow_mut();
+        debug_assert!(inner.tls.is_none() || !inner.has_plaintext());
+        let mut buffer = std::mem::take(&mut inner.inbox);
+        let at = std::mem::take(&mut inner.inbox_at);
+        inner.plain = 0..0;
+        if at > 0 {
+            let waits = buffer.len() - at;
+            buffer.copy_within(at.., 0);
+            buffer.truncate(waits);
+        }
+        let wanted = match room {
+            Room::Small => RECV_BYTES_SMALL,
+            Room::Large => RECV_BYTES,
+        };
+        if buffer.capacity() >= wanted && buffer.capacity() - buffer.len() >= RECV_ROOM_BYTES_MIN {
+            return Ok(buffer);
+        }
+        let wanted = if buffer.capacity() == 0 {
+            wanted
+        } else {
+            RECV_BYTES
+        };
+        let mut larger = self.buffers.take_recv(wanted);
+        larger.extend_from_slice(&buffer);
+        self.buffers.give_recv(buffer);
+        if larger.capacity() - larger.len() < RECV_ROOM_BYTES_MIN {
+            // No record is that long, and no ClientHello should be.
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(larger)
+    }
+
+    /// Keeps no more memory than what waits needs.
+    fn shrink(&mut self) {
+        self.release();
+        let mut inner = self.inner.borrow_mut();
+        if inner.inbox.capacity() > RECV_BYTES_SMALL && inner.inbox.len() <= RECV_BYTES_SMALL {
+            debug_assert!(inner.inbox_at == 0);
+            let mut smaller = self.buffers.take_recv(RECV_BYTES_SMALL);
+            smaller.extend_from_slice(&inner.inbox);
+            self.buffers
+                .give_recv(std::mem::replace(&mut inner.inbox, smaller));
         }
     }
 
@@ -500,27 +543,30 @@ impl Incoming<'_> {
         let mut inner = self.inner.borrow_mut();
         let (used, result) = look(inner.chunk());
         inner.consume(used);
-        if !inner.has_input() && inner.inbox.capacity() > 0 && (inner.tls.is_some() || used > 0) {
-            let empty = std::mem::take(&mut inner.inbox);
-            inner.inbox_at = 0;
-            self.buffers.give_recv(empty);
-        }
+        drop(inner);
+        self.release();
         result
     }
 
     /// Gives a buffer back that is used up.
     fn release(&mut self) {
         let mut inner = self.inner.borrow_mut();
-        if !inner.has_input() && inner.inbox.capacity() > 0 {
+        if !inner.has_input() && !inner.has_plaintext() && inner.inbox.capacity() > 0 {
             inner.inbox_at = 0;
+            inner.plain = 0..0;
             self.buffers.give_recv(std::mem::take(&mut inner.inbox));
         }
     }
 
-    /// Whether clear text waits that nobody has looked at.
+    /// Whether something waits that nobody has looked at, or the connection has
+    /// failed. What a session says by itself is taken in.
     pub fn has_leftover(&mut self) -> bool {
         let mut inner = self.inner.borrow_mut();
-        inner.has_input() || inner.has_plaintext()
+        let leftover =
+            inner.pump(self.buffers).is_err() || inner.has_input() || inner.has_plaintext();
+        drop(inner);
+        self.release();
+        leftover
     }
 }
 
@@ -539,16 +585,13 @@ impl Outgoing<'_> {
     /// # Errors
     /// When the session has already failed.
     pub fn write(&mut self, slices: &[&[u8]]) -> io::Result<()> {
-        self.inner.borrow_mut().write(slices)
+        self.inner.borrow_mut().write(slices, self.buffers)
     }
 
     /// Whether something waits to be sent.
+    #[cfg(test)]
     pub fn wants_send(&self) -> bool {
-        let inner = self.inner.borrow();
-        match &inner.tls {
-            None => !inner.outbox.is_empty(),
-            Some(tls) => tls.wants_write(),
-        }
+        !self.inner.borrow().outbox.is_empty()
     }
 
     /// Sends everything that was written.
@@ -567,15 +610,18 @@ impl Outgoing<'_> {
 
     async fn flush_once(&mut self) -> io::Result<()> {
         loop {
-            let mut buffer = self.buffers.take_send();
-            self.inner.borrow_mut().seal(&mut buffer)?;
-            if buffer.is_empty() {
-                self.buffers.give_send(buffer);
-                return Ok(());
-            }
-            if std::mem::replace(&mut self.inner.borrow_mut().sending, true) {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
+            let buffer = {
+                let mut inner = self.inner.borrow_mut();
+                let buffer = std::mem::take(&mut inner.outbox);
+                if buffer.is_empty() {
+                    self.buffers.give_send(buffer);
+                    return Ok(());
+                }
+                if std::mem::replace(&mut inner.sending, true) {
+                    return Err(io::ErrorKind::BrokenPipe.into());
+                }
+                buffer
+            };
             let (sent, bytes, buffer) = self.sender.send(buffer).await;
             self.buffers.give_send(buffer);
             let mut inner = self.inner.borrow_mut();

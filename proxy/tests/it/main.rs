@@ -16,6 +16,7 @@ mod driver;
 mod house;
 mod hygiene;
 mod listener;
+mod memory;
 mod names;
 mod office;
 mod privileges;

@@ -92,6 +92,8 @@ pub fn server_config(
         }
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // The keys move into the data plane's own record layer when the handshake is over.
+    config.enable_secret_extraction = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     match &options.tickets {
         Some(tickets) if options.client_ca.is_none() => {
@@ -122,6 +124,8 @@ pub fn client_config(roots: &Roots, own_ca: &OwnCa) -> Result<Arc<ClientConfig>,
         .with_custom_certificate_verifier(roots.verifier(own_ca)?)
         .with_no_client_auth();
     config.alpn_protocols = vec![ALPN.to_vec()];
+    // As in `server_config`.
+    config.enable_secret_extraction = true;
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
     Ok(Arc::new(config))
 }

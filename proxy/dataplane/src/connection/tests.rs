@@ -225,3 +225,25 @@ fn draining_closes_idle_connections_and_answers_first_requests() {
         assert_eq!(reasons(&core, &mut drain), ["unknown_host", "unknown_host"]);
     });
 }
+
+/// What a connection that waits keeps on the heap: its task, its session, its draft.
+/// The whole, with the allocator's and the runtime's part, is measured by `tests/it`.
+#[test]
+fn a_connection_that_waits_is_small() {
+    on_each_driver(async || {
+        let (core, _drain) = test_support::idle_core();
+        let listener = listener();
+        let address = listener.local_addr().expect("it is bound");
+        let _caller = TcpStream::connect(address).expect("loopback connects");
+        let (socket, client) = listener.accept().expect("it is connected");
+        let task = serve(&core, "clear".into(), client, OwnedFd::from(socket));
+        let sizes = [
+            ("its task", size_of_val(&task), 2_048),
+            ("its session", size_of::<crate::session::Session>(), 1_024),
+            ("its draft", size_of::<RefCell<Draft>>(), 512),
+        ];
+        for (what, bytes, bytes_max) in sizes {
+            assert!(bytes <= bytes_max, "{what}: {bytes} bytes of {bytes_max}");
+        }
+    });
+}

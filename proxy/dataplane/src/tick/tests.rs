@@ -113,14 +113,14 @@ fn a_cold_receive_gives_its_buffer_back() {
     on_each_kind(async |kind| {
         let bench = Bench::new();
         let (mut ours, mut peer) = bench.socket().await;
-        let buffer = bench.buffers.take_recv();
+        let buffer = bench.buffers.take_recv(crate::buffer::RECV_BYTES);
         let place = buffer.as_ptr();
         bench.buffers.give_recv(buffer);
         if kind == rt::DriverKind::Epoll {
             // It has none: it waits for readiness from the start.
             let (filled, ()) = join(async { ours.incoming().fill(LONG).await }, async {
                 rt::yield_now().await;
-                let other = bench.buffers.take_recv();
+                let other = bench.buffers.take_recv(crate::buffer::RECV_BYTES);
                 assert_eq!(other.as_ptr(), place, "nobody has it");
                 bench.buffers.give_recv(other);
                 peer.write_all(b"after a pause").expect("it is open");
@@ -131,16 +131,16 @@ fn a_cold_receive_gives_its_buffer_back() {
             return;
         }
         let (filled, ()) = join(async { ours.incoming().fill(LONG).await }, async {
-            let other = bench.buffers.take_recv();
+            let other = bench.buffers.take_recv(crate::buffer::RECV_BYTES);
             assert_ne!(other.as_ptr(), place, "the receive has it");
             bench.tick.sweep_at(COLD_AFTER_MS - 1, false);
             rt::yield_now().await;
-            let other = bench.buffers.take_recv();
+            let other = bench.buffers.take_recv(crate::buffer::RECV_BYTES);
             assert_ne!(other.as_ptr(), place, "it is warm");
             bench.tick.sweep_at(COLD_AFTER_MS, false);
             let back = loop {
                 // Whatever else is there is not it.
-                let buffer = bench.buffers.take_recv();
+                let buffer = bench.buffers.take_recv(crate::buffer::RECV_BYTES);
                 if buffer.as_ptr() == place {
                     break buffer;
                 }

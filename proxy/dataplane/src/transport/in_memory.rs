@@ -5,11 +5,14 @@
 //! cut it. It lacks the pool of buffers, deadlines and the socket.
 
 use std::io;
+use std::sync::Arc;
 
-use rustls::{ClientConnection, ServerConnection};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
 
-use super::Inner;
-use crate::buffer::RECV_BYTES;
+use super::{Inner, invalid};
+use crate::buffer::{FreeList, RECV_BYTES};
+use crate::session::{Handshake, Progress};
 
 /// A sending and a receiving end whose handshake is over.
 pub struct Sessions {
@@ -17,40 +20,47 @@ pub struct Sessions {
     receiver: Inner,
     /// What the sender has encrypted and the receiver has not seen.
     sealed: Vec<u8>,
+    buffers: FreeList,
 }
 
 impl Sessions {
-    /// Shakes hands. The client will send and the server receive.
+    /// Shakes hands. The client will send and the server receive. Both configurations
+    /// must let the keys out (`enable_secret_extraction`).
     ///
     /// # Errors
     /// As the handshake: the two do not fit each other.
-    pub fn new(client: ClientConnection, server: ServerConnection) -> io::Result<Self> {
+    pub fn new(
+        client: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        server: Arc<ServerConfig>,
+    ) -> io::Result<Self> {
+        let buffers = FreeList::default();
+        let mut client = Handshake::client(client, name).map_err(invalid)?;
+        let mut server = Handshake::server(server).map_err(invalid)?;
         let (mut sender, mut receiver) = (Inner::default(), Inner::default());
-        sender.start_tls(client.into());
-        receiver.start_tls(server.into());
-        let mut sealed = Vec::new();
-        loop {
-            let mut quiet = true;
-            for turned in [false, true] {
-                let (from, to) = if turned {
-                    (&mut receiver, &mut sender)
-                } else {
-                    (&mut sender, &mut receiver)
-                };
-                sealed.clear();
-                from.seal(&mut sealed)?;
-                quiet &= sealed.is_empty();
-                to.receive(&sealed)?;
+        let (mut client_is_done, mut server_is_done) = (false, false);
+        while !(client_is_done && server_is_done) {
+            if !client_is_done {
+                let progress = sender.advance(&mut client, &buffers).map_err(invalid)?;
+                client_is_done = matches!(progress, Progress::Done);
+                receiver.inbox.append(&mut sender.outbox);
             }
-            if quiet {
-                break;
+            if !server_is_done {
+                let progress = receiver.advance(&mut server, &buffers).map_err(invalid)?;
+                server_is_done = matches!(progress, Progress::Done);
+                sender.inbox.append(&mut receiver.outbox);
             }
         }
-        sealed.clear();
+        for (inner, handshake) in [(&mut sender, client), (&mut receiver, server)] {
+            inner.tls = Some(Box::new(handshake.into_session().map_err(invalid)?));
+        }
+        // Tickets.
+        sender.pump(&buffers)?;
         Ok(Self {
             sender,
             receiver,
-            sealed,
+            sealed: Vec::new(),
+            buffers,
         })
     }
 
@@ -60,8 +70,8 @@ impl Sessions {
     /// When the session has failed.
     pub fn encrypt(&mut self, slices: &[&[u8]]) -> io::Result<usize> {
         self.sealed.clear();
-        self.sender.write(slices)?;
-        self.sender.seal(&mut self.sealed)?;
+        self.sender.write(slices, &self.buffers)?;
+        std::mem::swap(&mut self.sealed, &mut self.sender.outbox);
         Ok(self.sealed.len())
     }
 
@@ -73,7 +83,7 @@ impl Sessions {
     pub fn decrypt(&mut self, mut look: impl FnMut(&[u8])) -> io::Result<usize> {
         let mut length = 0;
         for piece in self.sealed.chunks(RECV_BYTES) {
-            self.receiver.receive(piece)?;
+            self.receiver.receive(piece, &self.buffers)?;
             loop {
                 let chunk = self.receiver.chunk();
                 if chunk.is_empty() {
@@ -83,7 +93,7 @@ impl Sessions {
                 let used = chunk.len();
                 length += used;
                 self.receiver.consume(used);
-                self.receiver.pump()?;
+                self.receiver.pump(&self.buffers)?;
             }
         }
         self.sealed.clear();
@@ -93,10 +103,11 @@ impl Sessions {
 
 impl Inner {
     /// What a receive into the inbox does; the inbox keeps its memory.
-    fn receive(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.inbox.clear();
+    fn receive(&mut self, bytes: &[u8], buffers: &FreeList) -> io::Result<()> {
+        self.inbox.drain(..self.inbox_at);
         self.inbox_at = 0;
+        self.plain = 0..0;
         self.inbox.extend_from_slice(bytes);
-        self.pump()
+        self.pump(buffers)
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use futures_util::future::join;
 use rustls::{ClientConnection, StreamOwned};
+use std::io::Write as _;
 
 use super::*;
 use crate::test_support::{
@@ -21,8 +22,9 @@ async fn clients(bench: &Bench) -> Vec<(Transport, ServerPeer)> {
         let (mut ours, theirs) = bench.socket().await;
         let theirs = std::thread::spawn(move || accept_tls(theirs, &IDENTITY.server(&[])));
         let config = Arc::new(IDENTITY.client_of(&[version]));
-        ours.start_tls(session(config));
-        ours.handshake().await.expect("the peer is trusted");
+        ours.handshake(client(config))
+            .await
+            .expect("the peer is trusted");
         let theirs = joined(theirs).await;
         assert_eq!(theirs.conn.protocol_version(), Some(version.version));
         made.push((ours, theirs));
@@ -30,10 +32,8 @@ async fn clients(bench: &Bench) -> Vec<(Transport, ServerPeer)> {
     made
 }
 
-fn session(config: Arc<rustls::ClientConfig>) -> Connection {
-    ClientConnection::new(config, IDENTITY.name())
-        .expect("a good name")
-        .into()
+fn client(config: Arc<rustls::ClientConfig>) -> Handshake {
+    Handshake::client(config, IDENTITY.name()).expect("a good name")
 }
 
 #[test]
@@ -105,12 +105,12 @@ fn the_directions_do_not_wait_for_each_other() {
 }
 
 #[test]
-fn more_slices_than_the_stack_holds() {
+fn a_message_of_many_slices() {
     on_each_driver(async || {
         let bench = Bench::new();
         let (mut ours, mut theirs) = bench.client().await;
-        let text = pattern(4 * SLICES_ON_STACK);
-        for count in [1, SLICES_ON_STACK - 1, SLICES_ON_STACK, SLICES_ON_STACK + 1] {
+        let text = pattern(400);
+        for count in [1, 2, 31, 200] {
             let slices: Vec<&[u8]> = text.chunks(2).take(count).collect();
             let mut outgoing = ours.outgoing();
             outgoing.write(&slices).expect("a session");
@@ -238,8 +238,10 @@ fn a_certificate_of_somebody_else_is_refused() {
                 }
             }
         });
-        ours.start_tls(session(Arc::new(IDENTITY.client())));
-        let refused = ours.handshake().await.expect_err("nobody vouches for it");
+        let refused = ours
+            .handshake(client(Arc::new(IDENTITY.client())))
+            .await
+            .expect_err("nobody vouches for it");
         assert_eq!(refused.kind(), ErrorKind::InvalidData);
         // The peer is told why.
         let told = joined(peer).await.to_string();
@@ -252,9 +254,11 @@ fn a_peer_that_leaves_amid_the_handshake() {
     on_each_driver(async || {
         let bench = Bench::new();
         let (mut ours, peer) = bench.socket().await;
-        ours.start_tls(session(Arc::new(IDENTITY.client())));
         peer.shutdown(Shutdown::Write).expect("it is open");
-        let end = ours.handshake().await.expect_err("nobody is there");
+        let end = ours
+            .handshake(client(Arc::new(IDENTITY.client())))
+            .await
+            .expect_err("nobody is there");
         assert_eq!(end.kind(), ErrorKind::UnexpectedEof);
     });
 }
@@ -270,12 +274,13 @@ fn tickets_leave_a_connection_idle() {
             let fd = ours.watch().fd();
             let server = Arc::clone(&server);
             let theirs = std::thread::spawn(move || accept_tls(theirs, &server));
-            ours.start_tls(session(Arc::clone(&config)));
-            ours.handshake().await.expect("the peer is trusted");
+            ours.handshake(client(Arc::clone(&config)))
+                .await
+                .expect("the peer is trusted");
             let mut theirs = joined(theirs).await;
             assert_eq!(
-                ours.with_tls(|tls| tls.handshake_kind()),
-                Some(Some(expected))
+                ours.is_resumed(),
+                expected == rustls::HandshakeKind::Resumed
             );
             theirs.flush().expect("it is open");
             // The tickets come behind the handshake; they are taken in unasked.
@@ -363,11 +368,11 @@ async fn drain_tickets(ours: &mut Transport, theirs: &mut ServerPeer) {
 fn an_idle_transport_holds_no_buffer() {
     on_each_driver(async || {
         let bench = Bench::new();
-        let buffer = bench.buffers.take_recv();
+        let buffer = bench.buffers.take_recv(RECV_BYTES);
         let place = buffer.as_ptr();
         bench.buffers.give_recv(buffer);
         let is_home = || {
-            let buffer = bench.buffers.take_recv();
+            let buffer = bench.buffers.take_recv(RECV_BYTES);
             let home = buffer.as_ptr() == place;
             bench.buffers.give_recv(buffer);
             home
@@ -432,8 +437,8 @@ fn the_peer_may_be_a_client_as_well() {
             peer
         });
         let config = Arc::new(IDENTITY.server(&["http/1.1"]));
-        ours.start_tls(rustls::ServerConnection::new(config).expect("good").into());
-        ours.handshake().await.expect("a good client");
+        let handshake = Handshake::server(config).expect("a good configuration");
+        ours.handshake(handshake).await.expect("a good client");
         assert_eq!(receive(&mut ours, 8).await, b"question");
         let mut theirs = joined(theirs).await;
         send(&mut ours, b"answer").await;
