@@ -1,6 +1,6 @@
 //! Sleeping to the microsecond: one timerfd per worker for everything that waits.
 //!
-//! The event loop's own timers round to 1 ms, which is useless for a latency model whose median is
+//! Waiting in milliseconds, as `epoll_wait` does, is useless for a latency model whose median is
 //! 300 us. Sleepers stand in a heap by deadline; the kernel timer is set to the earliest.
 
 use std::cell::{Cell, RefCell};
@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::future::Future;
 use std::io;
-use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -18,8 +17,10 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::clock::monotonic_nanos;
+use crate::executor::Executor;
+use crate::readiness::Watch;
 
-/// Wakes sleepers of one worker. Make it within the event loop.
+/// Wakes sleepers of one worker.
 pub struct Alarm {
     timer: TimerFd,
     /// Deadlines and numbers; numbers without a sleeper have been given up.
@@ -43,14 +44,12 @@ impl Alarm {
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn start() -> io::Result<Rc<Self>> {
+    pub fn start(executor: &Executor) -> io::Result<Rc<Self>> {
         let timer = TimerFd::new(
             ClockId::CLOCK_MONOTONIC,
             TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC,
         )?;
-        // The event loop knows sockets only; all that is asked of this one is when it is readable.
-        let watched = std::os::unix::net::UnixStream::from(timer.as_fd().try_clone_to_owned()?);
-        let watched = monoio::net::UnixStream::from_std(watched)?;
+        let watch = executor.readiness().watch(&timer)?;
         let alarm = Rc::new(Alarm {
             timer,
             queue: RefCell::default(),
@@ -58,7 +57,7 @@ impl Alarm {
             armed: Cell::new(u64::MAX),
             next: Cell::new(0),
         });
-        monoio::spawn(Rc::clone(&alarm).ring(watched));
+        executor.spawn(Rc::clone(&alarm).ring(watch));
         Ok(alarm)
     }
 
@@ -77,8 +76,10 @@ impl Alarm {
         }
     }
 
-    async fn ring(self: Rc<Self>, watched: monoio::net::UnixStream) {
-        while watched.readable(false).await.is_ok() {
+    async fn ring(self: Rc<Self>, watch: Watch) {
+        loop {
+            watch.readable().await;
+            watch.empty();
             // Takes note of the expiry; that there was none to note is no matter.
             let _ = self.timer.wait();
             self.armed.set(u64::MAX);
@@ -170,26 +171,23 @@ impl std::fmt::Debug for Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use monoio::{LegacyDriver, RuntimeBuilder};
 
     #[test]
     fn wakes_in_order_and_forgets_the_dropped() {
-        let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().unwrap();
-        runtime.block_on(async {
-            let alarm = Alarm::start().unwrap();
+        let executor = Executor::new().unwrap();
+        let alarm = Alarm::start(&executor).unwrap();
+        let inner = executor.clone();
+        executor.run(async move {
             let order = Rc::new(RefCell::new(Vec::new()));
-            let tasks: Vec<_> = [3000u64, 500, 1500]
-                .into_iter()
-                .map(|micros| {
-                    let (alarm, order) = (Rc::clone(&alarm), Rc::clone(&order));
-                    monoio::spawn(async move {
-                        let started = monotonic_nanos();
-                        alarm.sleep(Duration::from_micros(micros)).await;
-                        assert!(monotonic_nanos() - started >= micros * 1000);
-                        order.borrow_mut().push(micros);
-                    })
-                })
-                .collect();
+            for micros in [3000u64, 500, 1500] {
+                let (alarm, order) = (Rc::clone(&alarm), Rc::clone(&order));
+                inner.spawn(async move {
+                    let started = monotonic_nanos();
+                    alarm.sleep(Duration::from_micros(micros)).await;
+                    assert!(monotonic_nanos() - started >= micros * 1000);
+                    order.borrow_mut().push(micros);
+                });
+            }
             let mut given_up = Box::pin(alarm.sleep(Duration::from_micros(100)));
             std::future::poll_fn(|context| {
                 assert!(given_up.as_mut().poll(context).is_pending());
@@ -197,9 +195,7 @@ mod tests {
             })
             .await;
             drop(given_up);
-            for task in tasks {
-                task.await;
-            }
+            alarm.sleep(Duration::from_millis(20)).await;
             assert_eq!(*order.borrow(), [500, 1500, 3000]);
             assert!(alarm.sleepers.borrow().is_empty());
         });

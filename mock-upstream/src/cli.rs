@@ -114,7 +114,7 @@ pub struct Options {
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub cpus: Vec<usize>,
 
-    /// How to wait for I/O.
+    /// How to wait for I/O: by epoll, whatever is said here (io_uring is refused).
     #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
     pub driver: DriverChoice,
 
@@ -160,12 +160,12 @@ impl fmt::Debug for KeyText {
     }
 }
 
-/// Which of monoio's drivers the workers use.
+/// How the workers wait for I/O. There is one way by now; the option stays for scripts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DriverChoice {
-    /// io_uring if it can be had, epoll otherwise.
+    /// epoll.
     Auto,
-    /// io_uring or nothing.
+    /// Refused.
     #[value(name = "io_uring", alias = "io-uring")]
     IoUring,
     /// epoll.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use crate::control;
+use crate::executor::before;
 use crate::handlers::{self, Endpoint};
 use crate::http::{BodyDecoder, BodyError, Decoded, Framing, Head, HeadError, Response, Version};
 use crate::keys::Access;
@@ -398,9 +399,11 @@ impl Connection {
                 sleep.await;
                 return Ok(());
             }
-            monoio::select! {
-                () = &mut sleep => return Ok(()),
-                () = self.stream.readable() => {}
+            if before(sleep.as_mut(), self.stream.readable())
+                .await
+                .is_none()
+            {
+                return Ok(());
             }
             if self.stream.receive().await? == Received::End {
                 return Err(Gone::Client);
@@ -414,8 +417,8 @@ impl Connection {
             return;
         }
         let mut discarded = 0;
-        let _ = monoio::time::timeout(LINGER, async {
-            // Dropped if it takes too long: nothing follows.
+        let limit = self.worker.alarm.sleep(LINGER);
+        let _ = before(limit, async {
             while discarded < LINGER_BYTES_MAX {
                 match self.stream.receive().await {
                     Ok(Received::End) | Err(_) => return,

@@ -23,6 +23,7 @@ pub mod clock;
 pub mod connection;
 pub mod control;
 pub mod draws;
+pub mod executor;
 pub mod faults;
 pub mod handlers;
 pub mod http;

@@ -1,19 +1,19 @@
 //! Which connections can be read from or written to: one edge-triggered epoll set per worker.
 //!
-//! The event loop is asked one question only, whether the set itself is readable; all connections
-//! that became ready meanwhile are then learnt in one call. Compared with a receive operation per
-//! request on the ring, which the kernel tries in vain, arms and tries again, this costs a third
-//! less, and a connection that waits holds no buffer.
+//! All connections that became ready are learnt in one call, and a read that found less than it
+//! asked for is not repeated in vain: two calls per request besides that one. A receive operation
+//! per request on an io_uring, which the kernel tries, arms and tries again, measured dearer; so did
+//! a ring that waits for this set.
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
-/// The connections of one worker. Make it within the event loop.
+/// The connections of one worker.
 pub struct Readiness {
     epoll: Epoll,
     /// Indexed by token. A slot is used again once its connection has closed.
@@ -42,23 +42,17 @@ struct Slot {
 }
 
 impl Readiness {
-    /// Makes the set and the task that serves it.
+    /// An empty set.
     ///
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn start() -> io::Result<Rc<Self>> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        // The event loop knows sockets only; all that is asked of this one is when it is readable.
-        let watched = std::os::unix::net::UnixStream::from(epoll.0.try_clone()?);
-        let watched = monoio::net::UnixStream::from_std(watched)?;
-        let readiness = Rc::new(Readiness {
-            epoll,
+    pub fn new() -> io::Result<Rc<Self>> {
+        Ok(Rc::new(Readiness {
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             slots: RefCell::default(),
             free: RefCell::default(),
-        });
-        monoio::spawn(Rc::clone(&readiness).serve(watched));
-        Ok(readiness)
+        }))
     }
 
     /// Watches a socket, which counts as ready at first.
@@ -66,7 +60,7 @@ impl Readiness {
     /// # Errors
     ///
     /// The kernel watches too many descriptors already.
-    pub fn watch(self: &Rc<Self>, socket: &TcpStream) -> io::Result<Watch> {
+    pub fn watch(self: &Rc<Self>, socket: impl AsFd) -> io::Result<Watch> {
         let slot = Rc::new(Slot::default());
         slot.readable.set(true);
         let mut slots = self.slots.borrow_mut();
@@ -90,29 +84,16 @@ impl Readiness {
         Ok(watch)
     }
 
-    async fn serve(self: Rc<Self>, watched: monoio::net::UnixStream) {
-        let mut patience = Patience::default();
-        while watched.readable(false).await.is_ok() {
-            // While connections keep coming, the event loop need not be asked. It is asked now and
-            // then all the same: others wait there too.
-            for _ in 0..ROUNDS_MAX {
-                if !patience.find(|| self.take() > 0) {
-                    break;
-                }
-                // Those that were woken go first.
-                yield_once().await;
-            }
-        }
-    }
-
-    /// Notes what has become ready; how many connections that concerned.
-    fn take(&self) -> usize {
+    /// Wakes whoever waits for what has become ready; if `wait`, waits until something has. Returns
+    /// how many sockets that were.
+    pub fn take(&self, wait: bool) -> usize {
         let mut events = [EpollEvent::empty(); EVENTS_PER_CALL];
-        // It fails for a signal only, and then the set is still readable.
-        let count = self
-            .epoll
-            .wait(&mut events, EpollTimeout::ZERO)
-            .unwrap_or(0);
+        let timeout = match wait {
+            true => EpollTimeout::NONE,
+            false => EpollTimeout::ZERO,
+        };
+        // It fails for a signal only, and then the next call tells.
+        let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
         for event in &events[..count] {
             self.note(event);
         }
@@ -206,59 +187,6 @@ impl std::fmt::Debug for Readiness {
         write!(f, "Readiness({} slots)", self.slots.borrow().len())
     }
 }
-
-/// Whether it is worth looking again before the thread goes to sleep: it is, as long as that keeps
-/// finding something, since sleeping and being woken costs both sides more than a few looks.
-#[derive(Default)]
-struct Patience {
-    /// Sleeps to come that are not delayed.
-    skip: u32,
-    /// Doubles with each look in vain, up to [`SKIP_MAX`].
-    penalty: u32,
-}
-
-impl Patience {
-    fn find(&mut self, mut look: impl FnMut() -> bool) -> bool {
-        if look() {
-            return true;
-        }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
-        let found = (0..LOOKS).any(|_| look());
-        match found {
-            true => self.penalty = 0,
-            false => {
-                self.penalty = (2 * self.penalty + 1).min(SKIP_MAX);
-                self.skip = self.penalty;
-            }
-        }
-        found
-    }
-}
-
-/// Lets every task that is ready run once.
-async fn yield_once() {
-    let mut yielded = false;
-    std::future::poll_fn(|context| match std::mem::replace(&mut yielded, true) {
-        true => Poll::Ready(()),
-        false => {
-            context.waker().wake_by_ref();
-            Poll::Pending
-        }
-    })
-    .await
-}
-
-/// Rounds of connections served before the event loop is asked for everything else.
-const ROUNDS_MAX: u32 = 16;
-
-/// Looks before going to sleep: some 2 us.
-const LOOKS: u32 = 8;
-
-/// Sleeps at most that are not delayed after a look in vain.
-const SKIP_MAX: u32 = 255;
 
 /// Events taken per call; more take another call.
 const EVENTS_PER_CALL: usize = 64;

@@ -12,13 +12,13 @@ use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::cli::{DriverChoice, Options};
+use crate::executor::Executor;
 use crate::settings::Settings;
 use crate::tls::TlsFiles;
 use crate::worker::{self, Core, Listener, Pulse, Role};
@@ -34,7 +34,7 @@ pub struct Running {
     pub control: Option<SocketAddr>,
     /// The certificate in use, unless the API is clear text.
     pub files: Option<TlsFiles>,
-    /// How the workers wait for I/O: `io_uring` with its flags, or `epoll`.
+    /// How the workers wait for I/O: `epoll`.
     pub driver: &'static str,
     /// What chance was seeded with.
     pub seed: u64,
@@ -52,6 +52,10 @@ pub struct Running {
 /// A file that cannot be read, an address that cannot be bound, an event loop that cannot be
 /// made. The text names the option.
 pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Running> {
+    if options.driver == DriverChoice::IoUring {
+        let text = "--driver io_uring: this server waits by epoll, which measured cheaper; leave the option out";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
     raise_descriptor_limit();
     let (settings, files) = Settings::from_options(options)?;
     let settings = Arc::new(settings);
@@ -108,7 +112,6 @@ pub fn start(options: &Options, on_panic: Option<UnixStream>) -> io::Result<Runn
         let plan = Plan {
             index,
             cpu,
-            driver: options.driver,
             settings: Arc::clone(&settings),
             listeners,
             pulse,
@@ -253,7 +256,6 @@ const PORT_ATTEMPTS_MAX: usize = 16;
 struct Plan {
     index: usize,
     cpu: Option<usize>,
-    driver: DriverChoice,
     settings: Arc<Settings>,
     listeners: Vec<(TcpListener, Role)>,
     pulse: UnixStream,
@@ -261,8 +263,6 @@ struct Plan {
 }
 
 impl Plan {
-    /// Steps down from the cheapest ring to epoll. The ring must be made on the thread that uses
-    /// it (`SINGLE_ISSUER`).
     fn run(self) {
         if let Some(cpu) = self.cpu
             && let Err(error) = pin_to(cpu)
@@ -271,44 +271,26 @@ impl Plan {
             let _ = self.ready.send(Err(io::Error::other(error)));
             return;
         }
-        if self.driver != DriverChoice::Epoll {
-            let mut refusal = None;
-            for (flags, name) in rings() {
-                let built = RuntimeBuilder::<IoUringDriver>::new()
-                    .with_entries(RING_ENTRIES)
-                    .uring_builder(flags)
-                    .enable_timer()
-                    .build();
-                match built {
-                    Ok(mut runtime) => return runtime.block_on(self.serve(name)),
-                    Err(error) => refusal = Some(error),
-                }
-            }
-            if let (DriverChoice::IoUring, Some(error)) = (self.driver, refusal) {
-                let error = format!(
-                    "io_uring is not available: {error}; likely cause: \
-                     kernel.io_uring_disabled, or a seccomp filter; --driver epoll does without"
-                );
-                let _ = self.ready.send(Err(io::Error::other(error)));
-                return;
-            }
-        }
-        match RuntimeBuilder::<LegacyDriver>::new().enable_timer().build() {
-            Ok(mut runtime) => runtime.block_on(self.serve("epoll")),
+        let executor = match Executor::new() {
+            Ok(executor) => executor,
             Err(error) => {
                 let _ = self.ready.send(Err(error));
+                return;
             }
-        }
+        };
+        executor.run(self.serve(executor.clone()));
     }
 
-    async fn serve(self, driver: &'static str) {
+    async fn serve(self, executor: Executor) {
         let listeners: io::Result<Vec<Listener>> = self
             .listeners
             .into_iter()
-            .map(|(socket, role)| Listener::new(socket, role))
+            .map(|(socket, role)| Listener::new(&executor, socket, role))
             .collect();
-        let parts =
-            listeners.and_then(|listeners| Ok((listeners, Pulse::new(self.pulse)?, Core::new()?)));
+        let parts = listeners.and_then(|listeners| {
+            let pulse = Pulse::new(&executor, self.pulse)?;
+            Ok((listeners, pulse, Core::new(&executor)?))
+        });
         let (listeners, pulse, core) = match parts {
             Ok(parts) => parts,
             Err(error) => {
@@ -316,7 +298,7 @@ impl Plan {
                 return;
             }
         };
-        let _ = self.ready.send(Ok(driver));
+        let _ = self.ready.send(Ok("epoll"));
         drop(self.ready);
         worker::run(self.index, self.settings, core, listeners, pulse).await;
     }
@@ -329,27 +311,6 @@ fn pin_to(cpu: usize) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-/// Ring set-ups, cheapest first. An unflagged ring is left out: epoll is better than that.
-fn rings() -> [(io_uring::Builder, &'static str); 2] {
-    let mut deferred = io_uring::IoUring::builder();
-    deferred
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_coop_taskrun();
-    let mut cooperative = io_uring::IoUring::builder();
-    cooperative.setup_coop_taskrun();
-    [
-        (
-            deferred,
-            "io_uring single_issuer defer_taskrun coop_taskrun",
-        ),
-        (cooperative, "io_uring coop_taskrun"),
-    ]
-}
-
 /// Connections that wait to be accepted, per socket; more are refused by the kernel. The kernel
 /// caps it at `net.core.somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 4096;
-
-/// Submission queue entries. Operations beyond that are submitted in several batches.
-const RING_ENTRIES: u32 = 1024;

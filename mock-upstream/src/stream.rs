@@ -25,6 +25,7 @@ use rustls::server::{Accepted, Acceptor};
 use rustls::{HandshakeKind, ServerConfig, ServerConnection};
 
 use crate::alarm::Alarm;
+use crate::executor::{before, yield_once};
 use crate::faults::wreck::{Effect, Wreck};
 use crate::idle::IdleGuard;
 use crate::raw::Tape;
@@ -49,6 +50,8 @@ pub struct Stream {
     wire: Vec<u8>,
     /// The client's end of file or `close_notify` has been seen.
     ended: bool,
+    /// The last read was full: others go first before the next.
+    greedy: bool,
     /// What keeps the outbox from leaving as it is; as a rule, nothing.
     bend: Option<Bend>,
     /// A fault has ended the connection: errors are ours, not the client's.
@@ -116,6 +119,7 @@ impl Stream {
             scratch: Rc::clone(scratch),
             wire: Vec::new(),
             ended: false,
+            greedy: false,
             bend: None,
             faulted: false,
             tape: None,
@@ -216,6 +220,9 @@ impl Stream {
         }
         loop {
             self.watch.readable().await;
+            if mem::take(&mut self.greedy) {
+                yield_once().await;
+            }
             match self.read_once() {
                 Ok(None) => {}
                 Ok(Some(received)) => return Ok(received),
@@ -240,8 +247,9 @@ impl Stream {
             Err(Errno::EINTR) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        if length < scratch.len() {
-            self.watch.drained();
+        match length < scratch.len() {
+            true => self.watch.drained(),
+            false => self.greedy = true,
         }
         self.guard.touch();
         if length == 0 {
@@ -420,9 +428,11 @@ impl Stream {
                 sleep.await;
                 break;
             }
-            monoio::select! {
-                () = &mut sleep => break,
-                () = self.watch.readable() => {}
+            if before(sleep.as_mut(), self.watch.readable())
+                .await
+                .is_none()
+            {
+                break;
             }
             if !matches!(
                 self.receive().await,
@@ -507,6 +517,9 @@ impl Stream {
                 Err(error) => return Err(error.into()),
             }
             self.guard.touch();
+        }
+        if bytes.len() >= BULK_BYTES {
+            yield_once().await;
         }
         Ok(())
     }

@@ -4,9 +4,9 @@
 
 use std::cell::{Cell, Ref, RefCell};
 use std::future::Future;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{self, Read as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -15,15 +15,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use monoio::io::AsyncReadRent as _;
-
 use crate::alarm::Alarm;
 use crate::connection::Connection;
+use crate::executor::Executor;
 use crate::faults::greeting::greet;
 use crate::http::{Response, date};
 use crate::idle::IdleTable;
 use crate::keys::KeySet;
-use crate::readiness::Readiness;
+use crate::readiness::Watch;
 use crate::settings::Settings;
 use crate::stats::WorkerStats;
 use crate::steering::Steering;
@@ -38,7 +37,7 @@ pub struct Worker {
     pub stats: Arc<WorkerStats>,
     /// Precise sleep.
     pub alarm: Rc<Alarm>,
-    readiness: Rc<Readiness>,
+    executor: Executor,
     scratch: Scratch,
     idle: Rc<IdleTable>,
     keys: RefCell<(u64, Arc<KeySet>)>,
@@ -60,20 +59,23 @@ pub enum Role {
 
 /// A listening socket within this worker's event loop.
 pub struct Listener {
-    socket: std::net::TcpListener,
-    /// A second descriptor of the socket, for the event loop, which knows no listeners but its own.
-    watched: monoio::net::UnixStream,
+    // Declared first, hence dropped before the socket closes.
+    watch: Watch,
+    socket: TcpListener,
     role: Role,
 }
 
 /// What a worker needs of its event loop, besides listeners.
 pub struct Core {
     alarm: Rc<Alarm>,
-    readiness: Rc<Readiness>,
+    executor: Executor,
 }
 
 /// A beat per second, until the server stops.
-pub struct Pulse(monoio::net::UnixStream);
+pub struct Pulse {
+    watch: Watch,
+    stream: UnixStream,
+}
 
 /// Serves until the pulse ends.
 pub async fn run(
@@ -85,7 +87,7 @@ pub async fn run(
 ) {
     let worker = Rc::new(Worker::new(index, settings, core));
     for listener in listeners {
-        monoio::spawn(accept(Rc::clone(&worker), listener));
+        worker.executor.spawn(accept(Rc::clone(&worker), listener));
     }
     while pulse.beat().await {
         worker.render();
@@ -101,7 +103,7 @@ impl Worker {
         let worker = Worker {
             stats: Arc::clone(&settings.stats[index]),
             alarm: core.alarm,
-            readiness: core.readiness,
+            executor: core.executor,
             scratch: scratch(),
             idle: Rc::default(),
             keys: RefCell::new((settings.keys.generation(), settings.keys.current())),
@@ -161,23 +163,20 @@ impl Worker {
 
 async fn accept(worker: Rc<Worker>, listener: Listener) {
     loop {
-        // The runtime says when; the socket itself is ours, since its bytes are.
-        if listener.watched.readable(false).await.is_err() {
-            monoio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        }
+        listener.watch.readable().await;
         match listener.socket.accept() {
             Ok((socket, peer)) => {
                 if worker.idle.len() >= CONNECTIONS_MAX {
                     worker.stats.connections_refused.increment();
                     continue;
                 }
-                monoio::spawn(guarded(Rc::clone(&worker), socket, peer, listener.role));
+                let task = guarded(Rc::clone(&worker), socket, peer, listener.role);
+                worker.executor.spawn(task);
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => listener.watch.empty(),
             // Out of descriptors, most likely: some will be freed. Or the listener is closed for
             // the time being (`refuse`).
-            Err(_) => monoio::time::sleep(ACCEPT_PAUSE).await,
+            Err(_) => worker.alarm.sleep(ACCEPT_PAUSE).await,
         }
     }
 }
@@ -214,7 +213,13 @@ async fn serve(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Ro
     };
     // Where rules have their say, TLS begins later.
     let at_once = tls.filter(|_| faults.is_none());
-    let stream = Stream::new(socket, guard, &worker.readiness, &worker.scratch, at_once);
+    let stream = Stream::new(
+        socket,
+        guard,
+        worker.executor.readiness(),
+        &worker.scratch,
+        at_once,
+    );
     let Ok(mut stream) = stream else {
         return;
     };
@@ -246,7 +251,7 @@ async fn serve(worker: Rc<Worker>, socket: TcpStream, peer: SocketAddr, role: Ro
     connection.serve().await;
 }
 
-/// Turns a panic within a task into an error: monoio would let it end the thread.
+/// Turns a panic within a task into an error; otherwise it would end the thread.
 struct CatchPanic<F>(Pin<Box<F>>);
 
 impl<F: Future<Output = ()>> Future for CatchPanic<F> {
@@ -262,43 +267,52 @@ impl<F: Future<Output = ()>> Future for CatchPanic<F> {
 }
 
 impl Core {
-    /// Must be called within the event loop.
+    /// Starts the alarm.
     ///
     /// # Errors
     ///
     /// No descriptor is left.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(executor: &Executor) -> io::Result<Self> {
         Ok(Core {
-            alarm: Alarm::start()?,
-            readiness: Readiness::start()?,
+            alarm: Alarm::start(executor)?,
+            executor: executor.clone(),
         })
     }
 }
 
 impl Listener {
-    /// Takes over a bound, non-blocking socket. Must be called within the event loop.
-    pub fn new(socket: std::net::TcpListener, role: Role) -> io::Result<Self> {
-        let watched = std::os::unix::net::UnixStream::from(OwnedFd::from(socket.try_clone()?));
+    /// Takes over a bound, non-blocking socket.
+    pub fn new(executor: &Executor, socket: TcpListener, role: Role) -> io::Result<Self> {
         Ok(Listener {
+            watch: executor.readiness().watch(&socket)?,
             socket,
-            watched: monoio::net::UnixStream::from_std(watched)?,
             role,
         })
     }
 }
 
 impl Pulse {
-    /// Must be called within the event loop. Each byte is a beat.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    /// Each byte is a beat.
+    pub fn new(executor: &Executor, stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        monoio::net::UnixStream::from_std(stream).map(Pulse)
+        Ok(Pulse {
+            watch: executor.readiness().watch(&stream)?,
+            stream,
+        })
     }
 
     /// Waits for the next beat; false when there will be no more.
     async fn beat(&mut self) -> bool {
-        // One byte at a time: after a stall, time passes in the second hand too.
-        let (result, _) = self.0.read(vec![0; 1]).await;
-        matches!(result, Ok(1..))
+        loop {
+            self.watch.readable().await;
+            // One byte at a time: after a stall, time passes in the second hand too.
+            match self.stream.read(&mut [0; 1]) {
+                Ok(length) => return length > 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.watch.empty(),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return false,
+            }
+        }
     }
 }
 
