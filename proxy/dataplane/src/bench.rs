@@ -5,12 +5,14 @@
 //! there is no way to a credential. What they lack is the network: TLS is
 //! played in memory, and the pooled connections are idle ones on loopback.
 
+use std::future::Future;
 use std::net::TcpListener;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use futures_util::FutureExt;
 use handoff::{Counters, Published, lane};
 use policy::verdict::PoolKey;
 use policy::{AddressBook, Snapshot, Upstream};
@@ -85,11 +87,18 @@ impl IdleCore {
     /// # Panics
     /// When none is idle.
     pub fn lease_and_return(&self) {
-        let lease = pool::lease(&self.core, self.key, &self.upstream, Purpose::Request)
-            .now_or_never()
-            .expect("an idle connection is lent without waiting")
-            .expect("an idle connection is lent");
-        lease.give_back(&self.upstream);
+        // Pinned where it is made, as within an exchange: moving it would be counted too.
+        let leasing = pin!(pool::lease(
+            &self.core,
+            self.key,
+            &self.upstream,
+            Purpose::Request
+        ));
+        match leasing.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(lease)) => lease.give_back(&self.upstream),
+            Poll::Ready(Err(error)) => panic!("an idle connection is lent: {error:?}"),
+            Poll::Pending => panic!("an idle connection is lent without waiting"),
+        }
     }
 
     /// The generation of the newest snapshot, looked up as a request does.
