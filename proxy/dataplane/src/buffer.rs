@@ -3,7 +3,7 @@
 //! Buffers are lent for as long as an operation or a message needs them, so an
 //! idle connection holds none.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Size of a receive buffer in bytes. Larger ones gained nothing for bodies,
 /// smaller ones cost (see ARCHITECTURE.md).
@@ -34,6 +34,12 @@ pub fn make_room(buffer: &mut Vec<u8>, bytes: usize) {
 /// Buffers kept for re-use, of each kind. Beyond it a returned buffer is freed.
 const KEPT_MAX: usize = 128;
 
+/// Receives that may wait with a buffer lent to the kernel. Further ones wait for
+/// readiness first, with nothing in hand: memory that was in use once stays with a
+/// process that locks its memory, so a crowd of new connections would be paid for
+/// for ever.
+const LENT_MAX: usize = 256;
+
 /// A send buffer that grew beyond this is freed instead of kept.
 const SEND_BYTES_KEPT_MAX: usize = 256 * 1024;
 
@@ -43,6 +49,17 @@ pub struct FreeList {
     recv: RefCell<Vec<Vec<u8>>>,
     recv_small: RefCell<Vec<Vec<u8>>>,
     send: RefCell<Vec<Vec<u8>>>,
+    /// Receives that wait with a buffer.
+    lent: Cell<usize>,
+}
+
+/// A place among the receives that wait with a buffer; given back when dropped.
+pub struct Lent<'l>(&'l FreeList);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lent.set(self.0.lent.get() - 1);
+    }
 }
 
 impl FreeList {
@@ -56,6 +73,16 @@ impl FreeList {
         kept.borrow_mut()
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(bytes))
+    }
+
+    /// A place for a receive that will wait with a buffer in hand; `None`: there are
+    /// [`LENT_MAX`], so it should wait without.
+    pub fn lend(&self) -> Option<Lent<'_>> {
+        let lent = self.lent.get();
+        (lent < LENT_MAX).then(|| {
+            self.lent.set(lent + 1);
+            Lent(self)
+        })
     }
 
     /// Takes a receive buffer back.
@@ -90,6 +117,16 @@ impl FreeList {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn places_to_wait_with_a_buffer_are_bounded_and_come_back() {
+        let list = FreeList::default();
+        for _ in 0..2 {
+            let lent: Vec<_> = (0..LENT_MAX).map_while(|_| list.lend()).collect();
+            assert_eq!(lent.len(), LENT_MAX);
+            assert!(list.lend().is_none());
+        }
+    }
 
     #[test]
     fn buffers_come_back_empty_and_giants_do_not_stay() {

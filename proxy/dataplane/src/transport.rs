@@ -448,10 +448,16 @@ impl Incoming<'_> {
                 self.shrink();
                 self.receiver.readable().await?;
             }
+            let place = self.buffers.lend();
+            if lends && place.is_none() {
+                self.shrink();
+                self.receiver.readable().await?;
+            }
             let buffer = self.make_room(room)?;
             self.watch.waits_with_buffer(true);
             let (received, buffer) = self.receiver.recv(buffer).await;
             self.watch.waits_with_buffer(false);
+            drop(place);
             let Err(error) = &received else {
                 break (received, buffer);
             };
