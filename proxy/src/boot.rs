@@ -132,6 +132,8 @@ fn serve(
         Some(cli::Driver::IoUring) => dataplane::Driver::IoUring,
         Some(cli::Driver::Epoll) => dataplane::Driver::Epoll,
         None => match settings.driver {
+            // Only epoll can busy-poll, and whoever sets that has chosen.
+            config::Driver::Auto if !settings.busy_poll.is_zero() => dataplane::Driver::Epoll,
             config::Driver::Auto => dataplane::Driver::Auto,
             config::Driver::IoUring => dataplane::Driver::IoUring,
             config::Driver::Epoll => dataplane::Driver::Epoll,

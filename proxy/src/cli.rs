@@ -65,7 +65,7 @@ pub struct Run {
 /// The I/O drivers.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Driver {
-    /// epoll, which works everywhere.
+    /// io_uring where it works, or else epoll.
     Auto,
     /// io_uring, or an error that says why not.
     #[value(name = "io_uring", alias = "io-uring")]

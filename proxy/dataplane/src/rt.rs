@@ -36,7 +36,7 @@ const RING_ENTRIES: u32 = 4096;
 /// Which driver is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// epoll, which works everywhere.
+    /// io_uring where it works, or else epoll.
     Auto,
     /// io_uring, or an error that says why not.
     IoUring,
@@ -125,7 +125,7 @@ fn io_uring_cure(error: &io::Error) -> String {
     format!("{cause}; or run with `--driver epoll`, which needs none of this")
 }
 
-/// Chooses the driver: the one that was asked for, or else epoll.
+/// Chooses the best driver of those asked for that the kernel grants.
 ///
 /// All workers run the same one: descriptors are handed between them, and a ring
 /// wants blocking sockets where epoll wants the opposite. The rings are tried
@@ -133,9 +133,9 @@ fn io_uring_cure(error: &io::Error) -> String {
 /// plain ring, which costs more than epoll does.
 ///
 /// # Errors
-/// [`RuntimeError::IoUring`] when it was asked for and is not granted.
+/// [`RuntimeError::IoUring`] when nothing else was asked for and it is not granted.
 pub fn choose(driver: Driver) -> Result<DriverKind, RuntimeError> {
-    if driver != Driver::IoUring {
+    if driver == Driver::Epoll {
         return Ok(DriverKind::Epoll);
     }
     let mut refused = None;
@@ -145,9 +145,13 @@ pub fn choose(driver: Driver) -> Result<DriverKind, RuntimeError> {
             Err(error) => refused = Some(error),
         }
     }
-    Err(RuntimeError::IoUring(
-        refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()),
-    ))
+    let refused =
+        RuntimeError::IoUring(refused.unwrap_or_else(|| io::ErrorKind::Unsupported.into()));
+    if driver == Driver::IoUring {
+        return Err(refused);
+    }
+    tracing::warn!("running on the epoll driver: {refused}");
+    Ok(DriverKind::Epoll)
 }
 
 fn ring(kind: DriverKind) -> io_uring::Builder {

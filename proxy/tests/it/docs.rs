@@ -175,11 +175,10 @@ fn every_field_of_a_record_is_explained() {
         .nth(1)
         .and_then(|rest| rest.split("\n}").next())
         .expect("the encoder");
-    // A call may be spread over several lines.
-    let mut fields: BTreeSet<&str> = ["text(", "number("]
-        .iter()
-        .flat_map(|call| encode.split(call).skip(1))
-        .filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next())
+    let mut fields: BTreeSet<&str> = encode
+        .split("key!(\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
         .collect();
     // Written by hand: `,\"name\":`.
     fields.extend(encode.split("\\\"").filter(|word| is_snake_case(word)));

@@ -1,5 +1,5 @@
-//! The same exchanges on every driver, and where io_uring is forbidden: nothing that
-//! is not asked for needs it, and asked for it ends with the cure.
+//! The same exchanges on every driver. Where io_uring is missing or forbidden: epoll,
+//! and the log says so, or a message with the cure.
 
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -72,7 +72,7 @@ fn io_uring_on_request() {
 }
 
 #[test]
-fn auto_needs_no_io_uring() {
+fn auto_falls_back_and_says_so() {
     let world = World::new();
     let mut command = world.command();
     forbid_io_uring(&mut command);
@@ -96,7 +96,19 @@ fn busy_polling_workers_serve_and_sleep() {
     for _ in 0..100 {
         client.get(HOST, "/echo").expect(200);
     }
+    let driver = claviger.status()["driver"].clone();
+    assert!(
+        driver.as_str().is_some_and(|name| name.contains("epoll")),
+        "{driver}"
+    );
     claviger.terminate().expect_code(0);
+}
+
+#[test]
+fn auto_is_io_uring() {
+    let world = World::new();
+    let driver = exchange(&world, world.command(), &[]);
+    assert!(driver.contains("io_uring"), "{driver}");
 }
 
 #[test]

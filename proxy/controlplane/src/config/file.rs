@@ -304,9 +304,9 @@ pub struct Server {
     pub workers: Option<Written<Workers>>,
     /// The cores that workers are pinned to, by number. Default: all that the process may use. Restart to change.
     pub cpus: Option<Written<Vec<usize>>>,
-    /// How workers wait for the kernel: `"epoll"`, `"io_uring"`, or `"auto"` for epoll, which works everywhere. Default: `"auto"`. Restart to change.
+    /// How workers wait for the kernel: `"io_uring"`, `"epoll"`, or `"auto"` for io_uring where it works, and for epoll if `busy_poll_us` is set. Default: `"auto"`. Restart to change.
     pub driver: Option<Written<Driver>>,
-    /// For how many microseconds a worker that has nothing to do looks for events before it sleeps: lower latency for more CPU, up to a whole core per worker. Needs the epoll driver. Default: `0`. Restart to change.
+    /// For how many microseconds a worker that has nothing to do looks for events before it sleeps: lower latency for more CPU, up to a whole core per worker. On the epoll driver only. Default: `0`. Restart to change.
     pub busy_poll_us: Option<Written<u64>>,
     /// The user that the process becomes before it listens. Default: the one that started it. Restart to change.
     pub user: Option<Written<String>>,
@@ -339,7 +339,7 @@ pub struct Server {
 #[serde(rename_all = "snake_case")]
 #[schemars(inline)]
 pub enum Driver {
-    /// epoll, which works everywhere.
+    /// io_uring where it works, epoll elsewhere and for busy polling.
     Auto,
     /// io_uring, or a refusal to start.
     IoUring,
