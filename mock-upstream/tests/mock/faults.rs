@@ -239,8 +239,8 @@ fn connections_end_before_they_begin() {
     let attempt = || -> std::io::Result<usize> {
         let mut socket = TcpStream::connect(mock.addresses[0])?;
         socket.set_read_timeout(Some(Duration::from_secs(20)))?;
-        // May come too late: that is the point.
-        let _ = socket.write_all(&[22, 3, 1]);
+        // The reset may be here already; whichever call comes first is told.
+        socket.write_all(&[22, 3, 1])?;
         socket.read(&mut [0; 16])
     };
     fault(&mock, json!({"action": {"hang_up": {"how": "reset"}}}));
