@@ -1,6 +1,7 @@
 //! The command line, and how it becomes a [`Plan`]. Every mistake is named with its cure.
 
 mod load;
+pub mod shown;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -378,7 +379,7 @@ impl Args {
                         .requests(&specs, &url, &all, self.new_connection)?;
                 Ok(Target {
                     name,
-                    url: without_query(text).to_owned(),
+                    url: shown::url(text),
                     address,
                     tls,
                     requests,
@@ -394,48 +395,6 @@ impl Args {
             None if self.insecure => Trust::Anyone,
             None => Trust::System,
         }
-    }
-}
-
-/// The command line as it may be shown: values of headers, bodies and queries left out, since keys
-/// live there.
-pub fn shown_command(args: impl Iterator<Item = String>) -> Vec<String> {
-    let mut hide_next = false;
-    args.map(|arg| {
-        let hide = std::mem::take(&mut hide_next);
-        let (option, value) = match arg.split_once('=') {
-            Some((option, value)) if option.starts_with("--") => (option, Some(value)),
-            _ => (arg.as_str(), None),
-        };
-        let secret = matches!(option, "-H" | "--header" | "--target-header" | "--data");
-        if secret && value.is_none() {
-            hide_next = true;
-            return arg;
-        }
-        if secret {
-            return format!("{option}={}", hidden(value.unwrap_or_default()));
-        }
-        if hide || arg.starts_with("-H") {
-            return hidden(&arg);
-        }
-        without_query(&arg).to_owned()
-    })
-    .collect()
-}
-
-/// Keeps what names a header or a file, and drops what may be a secret.
-fn hidden(value: &str) -> String {
-    match value.split_once(':') {
-        Some((name, _)) => format!("{name}: ..."),
-        None if value.contains('@') => value.to_owned(),
-        None => "...".to_owned(),
-    }
-}
-
-fn without_query(url: &str) -> &str {
-    match url.find("://") {
-        Some(_) => url.split('?').next().unwrap_or(url),
-        None => url,
     }
 }
 
@@ -658,36 +617,5 @@ mod tests {
             };
             assert!(error.contains(word), "{args:?}: {error}");
         }
-    }
-
-    #[test]
-    fn the_shown_command_holds_no_secret() {
-        let shown = shown_command(
-            [
-                "loadgen",
-                "-H",
-                "Authorization: Bearer s3cret",
-                "--header=X-Api-Key: s3cret",
-                "-HCookie: s3cret",
-                "--target-header",
-                "a=Authorization: s3cret",
-                "--data",
-                "s3cret",
-                "--target",
-                "a=https://h/p?key=s3cret",
-                "https://h/?key=s3cret",
-                "--rps",
-                "5",
-            ]
-            .into_iter()
-            .map(str::to_owned),
-        )
-        .join(" ");
-        assert!(!shown.contains("s3cret"), "{shown}");
-        assert!(
-            shown.contains("--rps 5")
-                && shown.contains("https://h/p")
-                && shown.contains("Authorization")
-        );
     }
 }

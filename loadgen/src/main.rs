@@ -54,7 +54,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
 use crate::find_max::Ran;
 use crate::live::{Progress, View};
@@ -69,8 +69,9 @@ use crate::watch::Observed;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    let args = cli::Args::parse();
-    match measure(&args) {
+    let matches = cli::Args::command().get_matches();
+    let args = cli::Args::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match measure(&args, cli::shown::command(&matches)) {
         Ok(report) => conclude(&args, &report),
         Err(reason) => {
             eprintln!("loadgen: {reason}");
@@ -80,7 +81,7 @@ fn main() -> ExitCode {
 }
 
 /// Plans and runs. An error means that nothing was measured.
-fn measure(args: &cli::Args) -> Result<Report, String> {
+fn measure(args: &cli::Args, command: Vec<String>) -> Result<Report, String> {
     let (plan, gates) = args.plan()?;
     let needed = plan.descriptors();
     let limit = sys::raise_open_files(needed);
@@ -92,13 +93,12 @@ fn measure(args: &cli::Args) -> Result<Report, String> {
     }
     signals::block();
     let report = |plan: &Plan, run: Run| {
-        let command = cli::shown_command(std::env::args());
         let Run {
             stats,
             observed,
             driver,
         } = run;
-        Report::new(plan, &gates, stats, observed, driver, command)
+        Report::new(plan, &gates, stats, observed, driver, command.clone())
     };
     let Some(objective) = &args.load.slo else {
         let run = drive(args, &plan)?;

@@ -13,7 +13,7 @@ use crate::request::Request;
 pub struct Target {
     /// The name by which reports and gates call it.
     pub name: String,
-    /// The URL as given.
+    /// The URL as it may be shown: without user, query and fragment.
     pub url: String,
     /// Where connections go.
     pub address: SocketAddr,

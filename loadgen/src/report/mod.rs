@@ -107,7 +107,7 @@ pub struct Report {
 pub struct TargetReport {
     /// Its name.
     pub name: String,
-    /// Its URL without the query.
+    /// Its URL without user, query and fragment.
     pub url: String,
     /// Where connections went.
     pub address: String,

@@ -339,9 +339,9 @@ fn the_page_is_whole_needs_nothing_and_keeps_text_as_text() {
         ok(out, "")
     });
     let file = server.file("report.html");
-    let hostile = format!("<img>=http://{}/?key=s3cret", server.address);
+    let hostile = format!("<img>=http://{}/?key=s3cret#s3cret", server.address);
     let other = format!("b=http://{}/", server.address);
-    let (code, _) = measure(&[
+    let (code, document) = measure(&[
         "--target",
         &hostile,
         "--target",
@@ -358,14 +358,17 @@ fn the_page_is_whole_needs_nothing_and_keeps_text_as_text() {
         "0ms",
         "--lag-bound",
         "10s",
-        "-H",
+        "-qH",
         "Authorization: s3cret",
+        "--data",
+        "a@b s3cret",
         "--fail-if",
         "errors>0",
         "--report",
         shown(&file),
     ]);
     assert_eq!(code, 1);
+    assert!(!document.to_string().contains("s3cret"), "{document:#}");
     let page = std::fs::read_to_string(&file).unwrap();
     assert!(page.starts_with("<!DOCTYPE html>") && page.ends_with("</html>\n"));
     assert!(page.contains("default-src 'none'; style-src 'unsafe-inline'"));
