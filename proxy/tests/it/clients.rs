@@ -479,7 +479,7 @@ fn node_fetch() {
 fn node_openai() {
     let machine = Machine::shared();
     let printed = machine.node("with_openai.mjs");
-    assert_contains(&printed, &["You said: good morning", "pieces: 5"]);
+    assert_contains(&printed, &["You said: good morning", "pieces: 4"]);
     machine.assert_received("api.openai.com", "/v1/chat/completions", "openai", BEARER);
 }
 

@@ -12,7 +12,7 @@ print(raw.parse().choices[0].message.content)
 print([model.id for model in client.models.list().data])
 
 pieces = 0
-for chunk in client.chat.completions.create(model="gpt-4o-mini", messages=messages, stream=True):
+for chunk in client.chat.completions.create(model="gpt-4o-mini", messages=messages, stream=True, stream_options={"include_usage": True}):
     print(chunk.model_dump_json())
     pieces += 1
 print("pieces:", pieces)
