@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::gate::{Gate, Metric, Time};
+use crate::live;
 use crate::plan::{Load, Plan, nanos};
 use crate::rate::Course;
 use crate::stats::Stats;
@@ -254,7 +255,7 @@ pub fn search<T>(
         plan.slice = plan.warmup + plan.duration;
         let ran = drive(plan.clone())?;
         let probe = Probe::new(objective, &plan, &ran.stats, confirmation);
-        eprintln!("{}", probe.line());
+        live::say(&probe.line());
         probes.push(probe.clone());
         Ok::<_, String>((probe, ran))
     };

@@ -112,7 +112,7 @@ impl View {
     pub fn begin(&mut self, plan: &Plan, timeline: Timeline, ready: &str) {
         match self.form {
             Form::Live => {}
-            Form::Plain | Form::None => eprintln!("{ready}"),
+            Form::Plain | Form::None => say(ready),
         }
         self.run = Some(Run {
             timeline,
@@ -145,7 +145,7 @@ impl View {
         run.next = run.timeline.start + ((now - run.timeline.start) / SECOND + 1) * SECOND;
         match self.form {
             Form::Plain if seconds > 0 => {
-                eprintln!("{}", run.line(plan, now, seconds, &delta));
+                say(&run.line(plan, now, seconds, &delta));
             }
             Form::Live => run.draw(plan, now, self.style),
             _ => {}
@@ -165,7 +165,7 @@ impl View {
         match (&mut self.run, self.form) {
             (Some(run), Form::Live) => (run.stopping, run.redraw) = (true, true),
             (_, Form::None) => {}
-            _ => eprintln!("stopping; a second signal ends at once, without a report"),
+            _ => say("stopping; a second signal ends at once, without a report"),
         }
     }
 
@@ -569,6 +569,12 @@ impl Line {
             }
         }
     }
+}
+
+/// Writes a line to standard error. Nobody may be reading, such as when a pipe was closed: that is
+/// no reason to stop measuring.
+pub fn say(line: &str) {
+    write_out(&format!("{line}\n"));
 }
 
 /// A terminal that is gone is no reason to stop measuring.

@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     match measure(&args, cli::shown::command(&matches)) {
         Ok(report) => conclude(&args, &report),
         Err(reason) => {
-            eprintln!("loadgen: {reason}");
+            live::say(&format!("loadgen: {reason}"));
             ExitCode::from(EXIT_NOT_STARTED)
         }
     }
@@ -178,7 +178,11 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
         Ok(report.text())
     };
     let written = shown
-        .and_then(|text| std::io::stdout().write_all(text.as_bytes()))
+        .and_then(|text| {
+            let mut out = std::io::stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()
+        })
         .and_then(|()| match &args.hgrm {
             Some(path) => report.write_hgrm(path),
             None => Ok(()),
@@ -192,7 +196,9 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
             None => Ok(()),
         });
     if let Err(error) = written {
-        eprintln!("loadgen: the result could not be written: {error}");
+        live::say(&format!(
+            "loadgen: the result could not be written: {error}"
+        ));
         return ExitCode::from(EXIT_NOT_STARTED);
     }
     if let Some(cut) = &report.cut {

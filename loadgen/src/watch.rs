@@ -13,7 +13,7 @@ use std::io;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{MILLISECOND, Nanos, SECOND};
-use crate::live::View;
+use crate::live::{self, View};
 use crate::plan::{Plan, Timeline};
 use crate::signals::{self, Signal};
 use crate::start::Start;
@@ -97,7 +97,10 @@ pub fn run(plan: &Plan, start: &Start, view: &mut View, over: impl Fn() -> bool)
             Some(Signal::WindowChange) => view.window_changed(),
             Some(ending) if signal.is_some() || timeline.is_none() => {
                 view.end();
-                eprintln!("loadgen: stopped by {}, nothing reported", ending.name());
+                live::say(&format!(
+                    "loadgen: stopped by {}, nothing reported",
+                    ending.name()
+                ));
                 std::process::exit(ending.exit_code().into());
             }
             Some(ending) => {

@@ -255,6 +255,51 @@ fn a_line_per_second_says_how_it_goes_and_quiet_says_nothing() {
 }
 
 #[test]
+fn a_closed_pipe_is_no_panic() {
+    let server = Server::plain(|_, out| ok(out, ""));
+    let url = format!("http://{}/", server.address);
+    let run = |progress: &str, out: Stdio, error: Stdio| {
+        Command::new(env!("CARGO_BIN_EXE_loadgen"))
+            .args([
+                &url,
+                "--rps",
+                "50",
+                "--duration",
+                "1200ms",
+                "--warmup",
+                "0ms",
+            ])
+            .args(["--lag-bound", "10s", "--progress", progress])
+            .stdout(out)
+            .stderr(error)
+            .spawn()
+            .unwrap()
+    };
+    let closed = || {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        Stdio::from(writer)
+    };
+    for progress in ["plain", "live", "none"] {
+        // Progress that nobody reads takes nothing from the result.
+        let output = run(progress, Stdio::piped(), closed())
+            .wait_with_output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{progress}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("requests"));
+    }
+    // A result that nobody reads was not delivered.
+    let output = run("plain", closed(), Stdio::piped())
+        .wait_with_output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("the result could not be written"), "{text}");
+    let status = run("plain", closed(), closed()).wait().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
+
+#[test]
 fn rows_of_seconds_add_up_to_the_whole() {
     let server = Server::plain(|request, out| {
         if request.earlier % 10 == 9 {
