@@ -118,11 +118,14 @@ pub fn is_field_value(value: &[u8]) -> bool {
         .all(|&byte| byte == b'\t' || (byte >= b' ' && byte != 0x7f))
 }
 
-/// The customary reason phrase.
+/// The reason phrase of IANA's registry of status codes; of 418, which the registry keeps unused,
+/// that of RFC 2324; `Unknown` for codes that nobody has assigned.
 pub fn reason(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         101 => "Switching Protocols",
+        102 => "Processing",
+        103 => "Early Hints",
         200 => "OK",
         201 => "Created",
         202 => "Accepted",
@@ -130,11 +133,15 @@ pub fn reason(status: u16) -> &'static str {
         204 => "No Content",
         205 => "Reset Content",
         206 => "Partial Content",
+        207 => "Multi-Status",
+        208 => "Already Reported",
+        226 => "IM Used",
         300 => "Multiple Choices",
         301 => "Moved Permanently",
         302 => "Found",
         303 => "See Other",
         304 => "Not Modified",
+        305 => "Use Proxy",
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
@@ -144,6 +151,7 @@ pub fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
         408 => "Request Timeout",
         409 => "Conflict",
         410 => "Gone",
@@ -154,8 +162,11 @@ pub fn reason(status: u16) -> &'static str {
         415 => "Unsupported Media Type",
         416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
+        418 => "I'm a teapot",
         421 => "Misdirected Request",
         422 => "Unprocessable Content",
+        423 => "Locked",
+        424 => "Failed Dependency",
         425 => "Too Early",
         426 => "Upgrade Required",
         428 => "Precondition Required",
@@ -168,7 +179,11 @@ pub fn reason(status: u16) -> &'static str {
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
+        506 => "Variant Also Negotiates",
+        507 => "Insufficient Storage",
         508 => "Loop Detected",
+        510 => "Not Extended",
+        511 => "Network Authentication Required",
         _ => "Unknown",
     }
 }
@@ -192,6 +207,24 @@ mod tests {
         out.clear();
         Response::start(&mut out, 200, "D", true).content("text/plain", b"hi");
         assert!(out.ends_with(b"Content-Length: 2\r\n\r\n"));
+    }
+
+    #[test]
+    fn every_assigned_status_has_its_phrase() {
+        let assigned = (100..=103)
+            .chain(200..=208)
+            .chain([226])
+            .chain((300..=308).filter(|status| *status != 306))
+            .chain(400..=418)
+            .chain((421..=431).filter(|status| ![427, 430].contains(status)))
+            .chain([451])
+            .chain((500..=511).filter(|status| *status != 509));
+        for status in assigned {
+            assert_ne!(reason(status), "Unknown", "{status}");
+        }
+        assert_eq!(reason(103), "Early Hints");
+        assert_eq!(reason(418), "I'm a teapot");
+        assert_eq!(reason(599), "Unknown");
     }
 
     #[test]
