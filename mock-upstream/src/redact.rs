@@ -1,8 +1,11 @@
 //! Hiding credentials in what is reported about a request.
 //!
 //! Two nets: whatever stands in a place where credentials stand, and whatever contains a valid
-//! key wherever it stands. Hidden text is replaced by its fingerprint, so that a test can still
+//! key wherever it stands, as it is or percent-encoded (other encodings are not seen through). Hidden text is replaced by its fingerprint, so that a test can still
 //! tell one key from another.
+
+use std::cmp::Reverse;
+use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
@@ -53,20 +56,102 @@ impl<'k> Redactor<'k> {
         out
     }
 
-    /// Any other text: valid keys within it are hidden.
+    /// Any other text: valid keys within it are hidden, also if they are percent-encoded in whole
+    /// or in part.
     pub fn text(&self, text: &[u8]) -> String {
-        let mut hidden = None::<Vec<u8>>;
+        let mut found = Vec::new();
         if !self.reveal {
-            for key in self.keys.iter() {
-                let current = hidden.as_deref().unwrap_or(text);
-                if memchr::memmem::find(current, key).is_some() {
-                    hidden = Some(replace(current, key, fingerprint(key).as_bytes()));
-                }
+            for reading in readings(text) {
+                found.extend(self.keys.iter().flat_map(|key| reading.find(key)));
             }
         }
-        latin1(hidden.as_deref().unwrap_or(text))
+        if found.is_empty() {
+            return latin1(text);
+        }
+        // Of two keys that begin at the same place the longer is the one that was meant.
+        found.sort_by_key(|(range, _)| (range.start, Reverse(range.end)));
+        let mut out = Vec::with_capacity(text.len());
+        let mut done = 0;
+        for (range, key) in found {
+            if range.start >= done {
+                out.extend_from_slice(&text[done..range.start]);
+                out.extend_from_slice(fingerprint(key).as_bytes());
+            }
+            // What is left of an overlapping key goes with the one before it.
+            done = done.max(range.end);
+        }
+        out.extend_from_slice(&text[done..]);
+        latin1(&out)
     }
 }
+
+/// A text as somebody may read it, and where each of its bytes stands in the text that arrived.
+struct Reading {
+    bytes: Vec<u8>,
+    /// Where each byte begins; one more than there are bytes: the last is the end of the text.
+    starts: Vec<usize>,
+}
+
+impl Reading {
+    fn verbatim(text: &[u8]) -> Self {
+        Reading {
+            bytes: text.to_vec(),
+            starts: (0..=text.len()).collect(),
+        }
+    }
+
+    /// What percent-decoding makes of it, `+` being read as `plus`. `None` if that changes nothing.
+    fn decoded(&self, plus: u8) -> Option<Self> {
+        let (mut bytes, mut starts) = (Vec::new(), Vec::new());
+        let mut place = 0;
+        while let Some(&byte) = self.bytes.get(place) {
+            starts.push(self.starts[place]);
+            let digits = self.bytes.get(place + 1..place + 3).unwrap_or(&[]);
+            let encoded = match digits {
+                [high, low] if byte == b'%' => uri::hex(*high).zip(uri::hex(*low)),
+                _ => None,
+            };
+            match encoded {
+                Some((high, low)) => bytes.push(high << 4 | low),
+                None if byte == b'+' => bytes.push(plus),
+                None => bytes.push(byte),
+            }
+            place += if encoded.is_some() { 3 } else { 1 };
+        }
+        starts.push(*self.starts.last()?);
+        (bytes != self.bytes).then_some(Reading { bytes, starts })
+    }
+
+    /// Where `key` stands in the text that arrived.
+    fn find<'k>(&self, key: &'k [u8]) -> Vec<(Range<usize>, &'k [u8])> {
+        memchr::memmem::find_iter(&self.bytes, key)
+            .map(|at| (self.starts[at]..self.starts[at + key.len()], key))
+            .collect()
+    }
+}
+
+/// The text itself, and what up to [`DECODINGS_MAX`] rounds of percent-decoding make of it, `+`
+/// being a plus as in paths, or a space as in forms.
+fn readings(text: &[u8]) -> Vec<Reading> {
+    let mut readings = vec![Reading::verbatim(text)];
+    if memchr::memchr2(b'%', b'+', text).is_some() {
+        for plus in [b'+', b' '] {
+            let mut last = 0;
+            for _ in 0..DECODINGS_MAX {
+                let Some(reading) = readings[last].decoded(plus) else {
+                    break;
+                };
+                last = readings.len();
+                readings.push(reading);
+            }
+        }
+    }
+    readings
+}
+
+/// So often may a key be percent-encoded and still be found. A key that was encoded more often is
+/// shown as it arrived.
+const DECODINGS_MAX: usize = 3;
 
 /// `sha256:` and the hex digest.
 pub fn fingerprint(bytes: &[u8]) -> String {
@@ -88,18 +173,6 @@ pub fn latin1(bytes: &[u8]) -> String {
         Ok(text) => text.to_string(),
         Err(_) => bytes.iter().map(|&byte| byte as char).collect(),
     }
-}
-
-fn replace(text: &[u8], what: &[u8], with: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut start = 0;
-    for found in memchr::memmem::find_iter(text, what) {
-        out.extend_from_slice(&text[start..found]);
-        out.extend_from_slice(with);
-        start = found + what.len();
-    }
-    out.extend_from_slice(&text[start..]);
-    out
 }
 
 /// Names that hold credentials, `_` counting as `-`.
@@ -165,6 +238,37 @@ mod tests {
             format!("/{print}?x={print}")
         );
         assert_eq!(redactor.field(b"X-Note", b"s3crets"), format!("{print}s"));
+    }
+
+    #[test]
+    fn hides_percent_encoded_keys_too() {
+        let keys = KeySet::new(["real-key", "a b+c%"]);
+        let redactor = Redactor::new(&keys, false);
+        let (real, other) = (fingerprint(b"real-key"), fingerprint(b"a b+c%"));
+        for (text, shown) in [
+            ("real%2Dkey", real.clone()),
+            ("%72%65%61%6c%2d%6b%65%79!", format!("{real}!")),
+            ("x%2Freal%252Dkey%2Fy", format!("x%2F{real}%2Fy")),
+            ("1 real%25252dkey 2", format!("1 {real} 2")),
+            ("a+b%2Bc%25", other.clone()),
+            ("a%20b%2bc%25", other.clone()),
+            ("a%20b+c%25&%", format!("{other}&%")),
+            ("real%2Dke", "real%2Dke".into()),
+            ("real%2", "real%2".into()),
+            ("real-key real%2Dkey", format!("{real} {real}")),
+        ] {
+            assert_eq!(redactor.text(text.as_bytes()), shown, "{text}");
+        }
+        assert_eq!(
+            redactor.target(b"/r%65al-key?x=real%2Dkey&y=1"),
+            format!("/{real}?x={real}&y=1")
+        );
+        let overlapping = KeySet::new(["abc", "cde", "abcd"]);
+        let redactor = Redactor::new(&overlapping, false);
+        assert_eq!(
+            redactor.text(b"abcdef"),
+            format!("{}f", fingerprint(b"abcd"))
+        );
     }
 
     #[test]
