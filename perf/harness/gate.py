@@ -51,7 +51,8 @@ class Verdict:
         word = "RED     " if self.red else "held    "
         more = f", {self.errors} errors" if self.errors else ""
         again = f", attempt {self.attempts}" if self.attempts > 1 else ""
-        return f"{word} {one.name}: {one.shown(self.value)}, ceiling {one.ceiling:.3f}{more}{again}"
+        provisional = "" if one.noise else " (provisional)"
+        return f"{word} {one.name}: {one.shown(self.value)}, ceiling {one.ceiling:.3f}{provisional}{more}{again}"
 
 
 def main():

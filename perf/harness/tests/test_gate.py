@@ -82,6 +82,11 @@ class Ceilings(unittest.TestCase):
         self.assertGreaterEqual({one.name for one in held},
                                 {"cpu-saturated", "cpu-open", "syscalls", "idle-connection", "loadgen", "mock-upstream"})
 
+    def test_one_without_a_study_is_called_provisional(self):
+        cpu, memory = (gate.Verdict(one, 1.0).shown() for one in self.held)
+        self.assertNotIn("provisional", cpu)
+        self.assertIn("ceiling 10.000 (provisional)", memory)
+
     def test_an_update_changes_numbers_only(self):
         noise = ceilings.Noise.of([0.50, 0.51, 0.52])
         text = ceilings.updated(GOOD, {"cpu": noise})
