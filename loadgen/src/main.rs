@@ -22,6 +22,7 @@ mod core;
 mod dispatcher;
 mod exchange;
 mod failure;
+mod files;
 mod find_max;
 mod gate;
 mod idle;
@@ -83,6 +84,8 @@ fn main() -> ExitCode {
 /// Plans and runs. An error means that nothing was measured.
 fn measure(args: &cli::Args, command: Vec<String>) -> Result<Report, String> {
     let (plan, gates) = args.plan()?;
+    let names: Vec<&str> = plan.targets.iter().map(|t| t.name.as_str()).collect();
+    files::check(args, &names)?;
     let needed = plan.descriptors();
     let limit = sys::raise_open_files(needed);
     if limit < needed {
@@ -177,25 +180,16 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
     } else {
         Ok(report.text())
     };
-    let written = shown
+    let printed = shown
         .and_then(|text| {
             let mut out = std::io::stdout().lock();
             out.write_all(text.as_bytes())?;
             out.flush()
         })
-        .and_then(|()| match &args.hgrm {
-            Some(path) => report.write_hgrm(path),
-            None => Ok(()),
-        })
-        .and_then(|()| match &args.csv {
-            Some(path) => std::fs::write(path, report.csv()),
-            None => Ok(()),
-        })
-        .and_then(|()| match &args.report {
-            Some(path) => std::fs::write(path, report.html()),
-            None => Ok(()),
-        });
-    if let Err(error) = written {
+        .map_err(|error| format!("standard output: {error}"));
+    // What cannot be printed may still be kept.
+    let kept = files::write(args, report);
+    if let Err(error) = printed.and(kept) {
         live::say(&format!(
             "loadgen: the result could not be written: {error}"
         ));

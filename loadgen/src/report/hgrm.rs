@@ -1,7 +1,6 @@
 //! HdrHistogram's percentile format, for its plotter.
 
 use std::fmt::Write as _;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use hdrhistogram::Histogram;
@@ -9,20 +8,18 @@ use hdrhistogram::Histogram;
 use super::Report;
 
 impl Report {
-    /// Writes each target's corrected latencies in HdrHistogram's percentile format,
-    /// values in milliseconds, as its plotter expects.
-    ///
-    /// # Errors
-    /// When a file cannot be written.
-    pub fn write_hgrm(&self, path: &Path) -> io::Result<()> {
-        for target in &self.targets {
-            let path = match self.targets.len() {
-                1 => path.to_owned(),
-                _ => with_name(path, &target.name),
-            };
-            std::fs::write(path, hgrm(&target.corrected))?;
-        }
-        Ok(())
+    /// A target's corrected latencies in HdrHistogram's percentile format, values in milliseconds, as
+    /// its plotter expects.
+    pub fn hgrm(&self, target: usize) -> String {
+        hgrm(&self.targets[target].corrected)
+    }
+}
+
+/// The files of the targets: `path` itself for one, with the target's name in it for each of several.
+pub fn hgrm_paths(path: &Path, targets: &[&str]) -> Vec<PathBuf> {
+    match targets {
+        [_] => vec![path.to_owned()],
+        several => several.iter().map(|name| with_name(path, name)).collect(),
     }
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+pub use self::hgrm::hgrm_paths;
 use self::machine::Machine;
 use crate::board::{Interval, interval_length};
 use crate::clock::{Nanos, SECOND};

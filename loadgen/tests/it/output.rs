@@ -300,6 +300,37 @@ fn a_closed_pipe_is_no_panic() {
 }
 
 #[test]
+fn a_file_that_cannot_be_written_is_told_before_the_load() {
+    let server = Server::plain(|_, out| ok(out, ""));
+    let url = format!("http://{}/", server.address);
+    let kept = server.file("kept.csv");
+    std::fs::write(&kept, "earlier").unwrap();
+    let missing = server.file("missing/out");
+    let directory = kept.parent().unwrap();
+    for (option, path, cure) in [
+        ("--report", missing.as_path(), "create its directory"),
+        ("--csv", &missing, "create its directory"),
+        ("--hgrm", &missing, "create its directory"),
+        ("--report", directory, "name a file in it"),
+        ("--report", &kept, "--csv writes the same file"),
+    ] {
+        let before = server.requests();
+        let mut args = vec![&*url, "--rps", "5", option, shown(path)];
+        if option != "--csv" {
+            args.extend(["--csv", shown(&kept)]);
+        }
+        let output = run(&args);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        for word in [option, shown(path), cure] {
+            assert!(text.contains(word), "`{word}` is not in: {text}");
+        }
+        assert_eq!(server.requests(), before, "nothing is sent");
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), "earlier");
+    }
+}
+
+#[test]
 fn rows_of_seconds_add_up_to_the_whole() {
     let server = Server::plain(|request, out| {
         if request.earlier % 10 == 9 {
