@@ -22,6 +22,7 @@ pub mod cli;
 pub mod clock;
 pub mod connection;
 pub mod control;
+pub mod document;
 pub mod draws;
 pub mod executor;
 pub mod faults;

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::document;
 use crate::units::Span;
 
 /// All limits in force.
@@ -33,7 +34,7 @@ struct Rule {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
-    rules: Vec<RuleData>,
+    rules: Vec<Value>,
 }
 
 /// One limit.
@@ -74,6 +75,27 @@ pub struct Standing {
     pub style: Option<String>,
 }
 
+impl RuleData {
+    fn read(value: &Value, styles: &[&str]) -> Result<Self, String> {
+        let rule: RuleData = document::read_value(value, "it", RULE_EXAMPLE)?;
+        document::check_prefix(&rule.path)?;
+        if rule.per.0.is_zero() {
+            return Err(format!(
+                "`per` must be longer than nothing; example: {RULE_EXAMPLE}"
+            ));
+        }
+        if let Some(style) = &rule.style
+            && !styles.contains(&style.as_str())
+        {
+            return Err(format!(
+                "no style is called `{style}`; there are {}",
+                styles.join(", ")
+            ));
+        }
+        Ok(rule)
+    }
+}
+
 impl Limits {
     /// Reads the document; `styles` are the names that exist.
     ///
@@ -81,42 +103,14 @@ impl Limits {
     ///
     /// A sentence that says what is wrong and what was expected.
     pub fn from_json(text: &[u8], styles: &[&str]) -> Result<Self, String> {
-        let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if document.rules.len() > RULES_MAX {
-            return Err(format!(
-                "at most {RULES_MAX} rules; there are {}",
-                document.rules.len()
-            ));
-        }
-        for rule in &document.rules {
-            if !rule.path.is_empty() && !rule.path.starts_with('/') {
-                return Err(format!(
-                    "the path prefix `{}` does not begin with `/`",
-                    rule.path
-                ));
-            }
-            if rule.per.0.is_zero() {
-                return Err("`per` must be longer than nothing".into());
-            }
-            if let Some(style) = &rule.style
-                && !styles.contains(&style.as_str())
-            {
-                return Err(format!(
-                    "no style is called `{style}`; there are {}",
-                    styles.join(", ")
-                ));
-            }
-        }
-        Ok(Limits {
-            rules: document
-                .rules
-                .into_iter()
-                .map(|data| Rule {
-                    data,
-                    windows: Mutex::default(),
-                })
-                .collect(),
-        })
+        let document: Document = document::read(text, EXAMPLE)?;
+        let rules = document::each_rule(document.rules, |rule| {
+            RuleData::read(&rule, styles).map(|data| Rule {
+                data,
+                windows: Mutex::default(),
+            })
+        })?;
+        Ok(Limits { rules })
     }
 
     /// Counts a request of this key. `None` if no rule fits; the first that fits decides.
@@ -228,8 +222,9 @@ fn duration_text(time: Duration) -> String {
     }
 }
 
-/// More rules than this are refused: each request walks them.
-const RULES_MAX: usize = 100;
+/// What errors show.
+const EXAMPLE: &str = r#"{"rules": [{"path": "/v1/", "requests": 100, "per": "60s"}]}"#;
+const RULE_EXAMPLE: &str = r#"{"path": "/v1/", "requests": 100, "per": "60s"}"#;
 
 /// Keys remembered per rule. Beyond that, those whose window has ended are forgotten, and if
 /// there are none, the one whose window is the oldest: it starts afresh when it comes back.
@@ -338,7 +333,27 @@ mod tests {
                 r#"{"rules": [{"requests": 1, "per": "0s"}]}"#,
                 "longer than nothing",
             ),
-            (r#"{"rules": [{"requests": 1}]}"#, "missing field `per`"),
+            (
+                r#"{"rules": [{"requests": 1}]}"#,
+                r#"rule 1: it lacks the field `per`; example: {"path""#,
+            ),
+            ("[[]]", "the document is a list: expected an object"),
+            (
+                r#"{"rules": [{"requests": 1, "per": "1s"}, ["/", 1, "1s"]]}"#,
+                "rule 2: it is a list: expected an object",
+            ),
+            (
+                r#"{"rules": [{"requests": "1", "per": "1s"}]}"#,
+                "rule 1: `requests` is a text: expected a whole number",
+            ),
+            (
+                r#"{"rules": [{"requests": 1, "per": 60}]}"#,
+                "rule 1: `per` is 60: expected a text in double quotes",
+            ),
+            (
+                r#"{"rules": [{"path": "/x?y", "requests": 1, "per": "1s"}]}"#,
+                "rule 1: the path prefix `/x?y` fits no path",
+            ),
             (
                 r#"{"rules": [{"requests": 1, "per": "1s", "style": "x"}]}"#,
                 "there are openai",

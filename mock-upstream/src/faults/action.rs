@@ -9,7 +9,7 @@ use crate::tls::Flaw;
 use crate::units::Span;
 
 macro_rules! actions {
-    ($($(#[$doc:meta])* $variant:ident $(($data:ty))? = $name:literal at $moment:ident,)*) => {
+    ($($(#[$doc:meta])* $variant:ident $(($data:ty))? = $name:literal at $moment:ident as $example:literal,)*) => {
         /// What happens to a connection or to an answer.
         #[derive(Clone, Debug, Deserialize)]
         #[serde(rename_all = "snake_case")]
@@ -20,6 +20,14 @@ macro_rules! actions {
         impl Action {
             /// The names of all actions, in the order of [`Action::index`].
             pub const KINDS: &'static [&'static str] = &[$($name,)*];
+
+            /// The action of this name as a rule may write it.
+            pub fn example(kind: &str) -> Option<&'static str> {
+                match kind {
+                    $($name => Some($example),)*
+                    _ => None,
+                }
+            }
 
             /// Its name in rules and statistics.
             pub fn kind(&self) -> &'static str {
@@ -41,45 +49,65 @@ macro_rules! actions {
 
 actions! {
     /// The listening sockets are closed: connecting is refused.
-    Refuse = "refuse" at Never,
+    Refuse = "refuse" at Never
+        as r#""refuse""#,
     /// The connection ends before the handshake does.
-    HangUp(HangUp) = "hang_up" at Accept,
+    HangUp(HangUp) = "hang_up" at Accept
+        as r#"{"hang_up": {"how": "reset"}}"#,
     /// The connection is accepted and never answered.
-    Silence = "silence" at Accept,
+    Silence = "silence" at Accept
+        as r#""silence""#,
     /// A fatal alert instead of a ServerHello.
-    HelloAlert(HelloAlert) = "hello_alert" at Hello,
+    HelloAlert(HelloAlert) = "hello_alert" at Hello
+        as r#"{"hello_alert": {"alert": "handshake_failure"}}"#,
     /// Bytes that are no TLS instead of a ServerHello.
-    GarbageHello = "garbage_hello" at Hello,
+    GarbageHello = "garbage_hello" at Hello
+        as r#""garbage_hello""#,
     /// The ServerHello takes its time.
-    SlowHandshake(SlowHandshake) = "slow_handshake" at Hello,
+    SlowHandshake(SlowHandshake) = "slow_handshake" at Hello
+        as r#"{"slow_handshake": {"delay": "20ms"}}"#,
     /// A certificate that must not be accepted.
-    Certificate(Certificate) = "certificate" at Hello,
+    Certificate(Certificate) = "certificate" at Hello
+        as r#"{"certificate": {"flaw": "expired"}}"#,
     /// The answer ends in a reset (RST).
-    Reset(At) = "reset" at Request,
+    Reset(At) = "reset" at Request
+        as r#"{"reset": {"at": 100}}"#,
     /// The answer ends early, and properly: `close_notify`, FIN.
-    Truncate(At) = "truncate" at Request,
+    Truncate(At) = "truncate" at Request
+        as r#"{"truncate": {"at": 100}}"#,
     /// The connection ends without a `close_notify`, by default behind the answer.
-    Cut(At) = "cut" at Request,
+    Cut(At) = "cut" at Request
+        as r#"{"cut": {"at": 100}}"#,
     /// The answer stops, for a while or for good.
-    Stall(Stall) = "stall" at Request,
+    Stall(Stall) = "stall" at Request
+        as r#"{"stall": {"at": 100, "time": "2s"}}"#,
     /// The answer comes in small pieces.
-    Drip(Drip) = "drip" at Request,
+    Drip(Drip) = "drip" at Request
+        as r#"{"drip": {"bytes": 1, "every": "1ms"}}"#,
     /// A fatal alert within the session.
-    Alert(SessionAlert) = "alert" at Request,
+    Alert(SessionAlert) = "alert" at Request
+        as r#"{"alert": {"alert": "internal_error"}}"#,
     /// A TLS record that cannot be authentic.
-    BadRecord(At) = "bad_record" at Request,
+    BadRecord(At) = "bad_record" at Request
+        as r#"{"bad_record": {"at": 100}}"#,
     /// The answer is written wrongly.
-    Framing(Framing) = "framing" at Request,
+    Framing(Framing) = "framing" at Request
+        as r#"{"framing": {"defect": "bare_lf"}}"#,
     /// Bytes behind the answer that belong to nothing.
-    ExtraBytes(ExtraBytes) = "extra_bytes" at Request,
+    ExtraBytes(ExtraBytes) = "extra_bytes" at Request
+        as r#"{"extra_bytes": {"text": "more"}}"#,
     /// A second answer, unasked, while the connection is idle.
-    Unasked(Unasked) = "unasked" at Request,
+    Unasked(Unasked) = "unasked" at Request
+        as r#"{"unasked": {"after": "20ms"}}"#,
     /// Interim answers before the answer.
-    Flood(Flood) = "flood" at Request,
+    Flood(Flood) = "flood" at Request
+        as r#"{"flood": {"count": 10}}"#,
     /// `101 Switching Protocols` to a client that asked for no such thing.
-    Switch = "switch" at Request,
+    Switch = "switch" at Request
+        as r#""switch""#,
     /// A head of many bytes.
-    LargeHead(LargeHead) = "large_head" at Request,
+    LargeHead(LargeHead) = "large_head" at Request
+        as r#"{"large_head": {"bytes": 65536}}"#,
 }
 
 /// When an action happens.

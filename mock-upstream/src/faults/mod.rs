@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 pub use action::Action;
 use rule::{Rule, RuleData};
 
+use crate::document;
 use crate::http::Head;
 
 /// The rules in force.
@@ -60,23 +61,11 @@ impl Faults {
     ///
     /// A sentence that names the rule and says what is wrong with it.
     pub fn from_json(text: &[u8], seed: u64, abilities: Abilities) -> Result<Self, String> {
-        let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        if document.rules.len() > RULES_MAX {
-            return Err(format!(
-                "at most {RULES_MAX} rules; there are {}",
-                document.rules.len()
-            ));
-        }
-        let rules: Result<Vec<Rule>, String> = (0..)
-            .zip(document.rules)
-            .map(|(index, value)| {
-                let named = |error: String| format!("rule {index}: {error}");
-                let data: RuleData = serde_json::from_value(value.clone())
-                    .map_err(|error| named(error.to_string()))?;
-                Rule::new(data, value, abilities).map_err(named)
-            })
-            .collect();
-        let rules = rules?;
+        let document: Document = document::read(text, EXAMPLE)?;
+        let rules = document::each_rule(document.rules, |given| {
+            let data: RuleData = document::read_value(&given, "it", &example(&given))?;
+            Rule::new(data, given, abilities)
+        })?;
         let refuses = rules
             .iter()
             .filter(|rule| matches!(*rule.action, Action::Refuse));
@@ -132,8 +121,22 @@ impl Faults {
     }
 }
 
-/// More rules than this are refused: each request walks them.
-const RULES_MAX: usize = 100;
+/// A rule like this one, as it should be.
+fn example(given: &Value) -> String {
+    let action = &given["action"];
+    let kind = match action.as_object() {
+        Some(fields) => fields.keys().next().map(String::as_str),
+        None => action.as_str(),
+    };
+    let action = kind
+        .and_then(Action::example)
+        .unwrap_or(r#"{"reset": {"at": 100}}"#);
+    format!(r#"{{"action": {action}}}"#)
+}
+
+/// What errors show.
+const EXAMPLE: &str =
+    r#"{"seed": 7, "rules": [{"path": "/v1/", "nth": 3, "action": {"reset": {"at": 100}}}]}"#;
 
 #[cfg(test)]
 mod tests {
@@ -193,6 +196,34 @@ mod tests {
     }
 
     #[test]
+    fn a_document_is_an_object_and_its_rules_a_list() {
+        for (text, part) in [
+            ("[7, []]", "the document is a list: expected an object"),
+            (r#"{"rules": {}}"#, "`rules` is an object: expected a list"),
+            (r#"{"seed": "7", "rules": []}"#, "`seed` is a text"),
+            (r#"{"rules": [], "rules": []}"#, "`rules` stands twice"),
+        ] {
+            let error = Faults::from_json(text.as_bytes(), 0, ALL).unwrap_err();
+            assert!(
+                error.contains(part) && error.ends_with(EXAMPLE),
+                "{text}: {error}"
+            );
+        }
+        assert!(Faults::from_json(EXAMPLE.as_bytes(), 0, ALL).is_ok());
+    }
+
+    #[test]
+    fn the_example_of_every_action_is_a_rule() {
+        for kind in Action::KINDS {
+            let rule = example(&json!({"action": kind}));
+            assert!(rule.contains(kind), "{rule}");
+            let text = format!(r#"{{"rules": [{rule}]}}"#);
+            let faults = Faults::from_json(text.as_bytes(), 0, ALL).expect(&rule);
+            assert_eq!(faults.rules[0].action.kind(), *kind);
+        }
+    }
+
+    #[test]
     fn errors_are_sentences() {
         let plain = Abilities {
             tls: false,
@@ -203,11 +234,35 @@ mod tests {
             bad_certificates: false,
         };
         for (rule, abilities, part) in [
-            (r#"{"action": "explode"}"#, ALL, "unknown variant `explode`"),
+            (
+                r#"{"action": "explode"}"#,
+                ALL,
+                "`action` cannot be `explode`: expected `refuse`, `hang_up`",
+            ),
+            (
+                r#"["a", "/x"]"#,
+                ALL,
+                r#"it is a list: expected an object, as in `{"field": ...}`; example: {"action": {"reset""#,
+            ),
+            (
+                r#"{"action": {"reset": [7, "body"]}}"#,
+                ALL,
+                "`action.reset` is a list: expected an object",
+            ),
+            (
+                r#"{"action": {"drip": {"bytes": "1", "every": "1ms"}}}"#,
+                ALL,
+                "`action.drip.bytes` is a text: expected a whole number from 0 to 4294967295",
+            ),
+            (
+                r#"{"action": {"drip": {"bytes": 1}}}"#,
+                ALL,
+                r#"lacks the field `every`; example: {"action": {"drip": {"bytes": 1, "every": "1ms"}}}"#,
+            ),
             (
                 r#"{"action": {"reset": {"to": 1}}}"#,
                 ALL,
-                "unknown field `to`",
+                "`action.reset` has an unknown field `to`: expected `at` or `from`",
             ),
             (
                 r#"{"action": {"reset": {}}, "nht": 1}"#,
@@ -256,7 +311,7 @@ mod tests {
             let text = format!(r#"{{"rules": [{rule}]}}"#);
             let error = Faults::from_json(text.as_bytes(), 0, abilities).unwrap_err();
             assert!(
-                error.starts_with("rule 0: ") && error.contains(part),
+                error.starts_with("rule 1: ") && error.contains(part),
                 "{rule}: {error}"
             );
         }

@@ -14,6 +14,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::document::{self, RULES_MAX};
+
 pub use histogram::{Recorded, Unit};
 pub use model::Model;
 
@@ -37,7 +39,7 @@ struct Rule {
 #[serde(deny_unknown_fields)]
 struct Document {
     seed: Option<u64>,
-    rules: Vec<RuleData>,
+    rules: Vec<Value>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,9 +59,10 @@ impl Latency {
     ///
     /// A sentence that says what is wrong and what was expected.
     pub fn from_json(text: &[u8], seed: u64) -> Result<Self, String> {
-        let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-        let mut rules = Vec::new();
-        for data in document.rules {
+        let document: Document = document::read(text, EXAMPLE)?;
+        let rules = document::each_rule(document.rules, |rule| {
+            let data: RuleData = document::read_value(&rule, "it", RULE_EXAMPLE)?;
+            document::check_prefix(&data.path)?;
             let model = match (&data.model, &data.histogram) {
                 (Some(_), None) if data.unit.is_some() => {
                     return Err("`unit` belongs to `histogram`; a model names its own units".into());
@@ -68,10 +71,14 @@ impl Latency {
                 (None, Some(text)) => {
                     Model::Recorded(Recorded::parse(text, data.unit.unwrap_or_default())?)
                 }
-                _ => return Err("a rule needs either `model` or `histogram`".into()),
+                _ => {
+                    return Err(format!(
+                        "it needs either `model` or `histogram`; example: {RULE_EXAMPLE}"
+                    ));
+                }
             };
-            rules.push((data.path, model));
-        }
+            Ok((data.path, model))
+        })?;
         Latency::new(document.seed.unwrap_or(seed), rules)
     }
 
@@ -87,6 +94,7 @@ impl Latency {
                 Some((prefix, model)) if prefix.starts_with('/') => (prefix, model),
                 _ => ("", option.as_str()),
             };
+            document::check_prefix(prefix)?;
             rules.push((prefix.to_string(), Model::parse(model, true)?));
         }
         Latency::new(seed, rules)
@@ -107,15 +115,6 @@ impl Latency {
                 drawn: AtomicU64::new(0),
             })
             .collect();
-        if let Some(rule) = rules
-            .iter()
-            .find(|rule| !rule.prefix.is_empty() && !rule.prefix.starts_with('/'))
-        {
-            return Err(format!(
-                "the path prefix `{}` does not begin with `/`",
-                rule.prefix
-            ));
-        }
         rules.sort_by_key(|rule| std::cmp::Reverse(rule.prefix.len()));
         if let Some(pair) = rules
             .windows(2)
@@ -165,8 +164,9 @@ impl Latency {
     }
 }
 
-/// More rules than this are refused: each request walks them.
-const RULES_MAX: usize = 100;
+/// What errors show.
+const EXAMPLE: &str = r#"{"seed": 7, "rules": [{"path": "/v1/", "model": "fixed:20ms"}]}"#;
+const RULE_EXAMPLE: &str = r#"{"path": "/v1/", "model": "fixed:20ms"}"#;
 
 #[cfg(test)]
 mod tests {
@@ -193,7 +193,20 @@ mod tests {
         for (text, part) in [
             (
                 r#"{"rules": [{"modle": "fixed:1ms"}]}"#,
-                "unknown field `modle`",
+                "rule 1: it has an unknown field `modle`",
+            ),
+            ("[7, []]", "the document is a list: expected an object"),
+            (
+                r#"{"seed": -7, "rules": []}"#,
+                "`seed` is -7: expected a whole number",
+            ),
+            (
+                r#"{"rules": [{"model": "fixed:1ms"}, ["/x", "fixed:1ms"]]}"#,
+                "rule 2: it is a list: expected an object",
+            ),
+            (
+                r#"{"rules": [{"histogram": "1 1\n", "unit": "h"}]}"#,
+                "rule 1: `unit` cannot be `h`: expected `ns`, `us`, `ms` or `s`",
             ),
             (r#"{"rules": [{}]}"#, "either `model` or `histogram`"),
             (

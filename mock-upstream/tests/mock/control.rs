@@ -37,6 +37,16 @@ fn bad_documents_are_refused_with_a_sentence_and_change_nothing() {
         "/__latency",
         json!({"rules": [{"path": "/x", "model": "fixed:1ms"}]}),
     );
+    put(
+        &mock,
+        "/__limits",
+        json!({"rules": [{"path": "/x", "requests": 9, "per": "1s"}]}),
+    );
+    put(
+        &mock,
+        "/__faults",
+        json!({"rules": [{"path": "/x", "action": "switch"}]}),
+    );
     for (path, document, part) in [
         (
             "/__latency",
@@ -44,6 +54,9 @@ fn bad_documents_are_refused_with_a_sentence_and_change_nothing() {
             "lognormal:median=20ms",
         ),
         ("/__latency", r#"{"rule": []}"#, "unknown field `rule`"),
+        ("/__latency", "[7,[]]", "expected an object"),
+        ("/__faults", "[7,[]]", "expected an object"),
+        ("/__limits", "[[]]", "expected an object"),
         (
             "/__limits",
             r#"{"rules": [{"requests": 1, "per": "soon"}]}"#,
@@ -57,7 +70,7 @@ fn bad_documents_are_refused_with_a_sentence_and_change_nothing() {
         (
             "/__faults",
             r#"{"rules": [{"action": "boom"}]}"#,
-            "rule 0: unknown variant `boom`",
+            "rule 1: `action` cannot be `boom`",
         ),
         ("/__faults", "[", "EOF"),
         ("/__keys", "\n\n", "one key a line"),
@@ -73,6 +86,10 @@ fn bad_documents_are_refused_with_a_sentence_and_change_nothing() {
     }
     let latency = mock.control("GET", "/__latency", b"").json();
     assert_eq!(latency["rules"][0]["model"], "fixed:1ms");
+    let limits = mock.control("GET", "/__limits", b"").json();
+    assert_eq!(limits["rules"][0]["requests"], 9);
+    let faults = mock.control("GET", "/__faults", b"").json();
+    assert_eq!(faults["rules"][0]["action"], "switch");
     assert_eq!(mock.control("POST", "/__latency", b"").status, 405);
     assert_eq!(mock.control("GET", "/__none", b"").status, 404);
     assert_eq!(mock.control("GET", "/__records", b"").status, 400);
