@@ -191,8 +191,9 @@ Times carry a unit: 500us, 20ms, 10s, 2m.
 Ctrl-C (or SIGTERM) stops the load and reports what was measured until then; a second one ends at
 once.
 
-Exit codes: 0 measured; 1 a --fail-if condition held; 2 could not start; 3 the generator lagged
-too much for the result to mean anything; 130 or 143 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 measured; 1 a --fail-if condition held, or no request to a target succeeded; 2 could
+not start; 3 the generator lagged too much for the result to mean anything; 130 or 143 stopped by
+Ctrl-C or SIGTERM.
 
 The overhead of a proxy, measured against going direct, both in one run:
   loadgen --rps 5000 --duration 60s --cacert ca.pem \\

@@ -208,7 +208,7 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// A `--fail-if` condition held.
+/// A `--fail-if` condition held, or no request succeeded.
 const EXIT_GATE: u8 = 1;
 
 /// Nothing was measured, or its result could not be written.

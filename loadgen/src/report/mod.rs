@@ -344,9 +344,18 @@ impl Report {
         report
     }
 
-    /// Whether a `--fail-if` condition held.
+    /// Whether a `--fail-if` condition held, or no request of some target succeeded.
     pub fn failed(&self) -> bool {
-        self.gates.iter().any(|gate| gate.failed)
+        self.gates.iter().any(|gate| gate.failed) || self.all_failed().next().is_some()
+    }
+
+    /// The targets of which not one request succeeded: their figures say nothing about a service. A
+    /// target that nothing was due for, since a signal came first, is none of them.
+    pub fn all_failed(&self) -> impl Iterator<Item = &TargetReport> {
+        let stopped_early = |target: &TargetReport| self.partial && target.requests == 0;
+        self.targets
+            .iter()
+            .filter(move |target| target.good == 0 && !stopped_early(target))
     }
 
     /// What was over in each stretch of `length` of the measured time, which is a multiple of the
@@ -547,6 +556,12 @@ fn remarks(plan: &Plan, report: &Report) -> Vec<String> {
             Time(own.lag.p99 * 1e3),
             Time(plan.lag_bound.as_nanos() as f64)
         ));
+    }
+    for target in report.all_failed() {
+        remarks.push(match report.targets.len() {
+            1 => "FAILED: no request succeeded".to_owned(),
+            _ => format!("FAILED: {}: no request succeeded", target.name),
+        });
     }
     if own.cpu_share > BUSY_SHARE {
         remarks.push(format!(

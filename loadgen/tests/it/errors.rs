@@ -165,6 +165,39 @@ fn what_waits_for_a_connection_past_its_time_is_an_error_too() {
 }
 
 #[test]
+fn a_run_without_one_good_answer_has_failed() {
+    let server = Server::plain(|request, out| match request.path() {
+        "/bad" => {
+            out.write_all(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")?;
+            Ok(Then::Keep)
+        }
+        _ => ok(out, ""),
+    });
+    let good = format!("good=http://{}/", server.address);
+    let bad = format!("bad=http://{}/bad", server.address);
+    for (targets, code, said) in [
+        (vec![&good], 0, None),
+        (vec![&bad], 1, Some("\nFAILED: no request succeeded\n")),
+        (
+            vec![&good, &bad],
+            1,
+            Some("\nFAILED: bad: no request succeeded\n"),
+        ),
+    ] {
+        let mut args = vec!["--rps", "50", "--duration", "200ms", "--slice", "100ms"];
+        args.extend(["--warmup", "0ms", "--lag-bound", "10s"]);
+        for target in targets {
+            args.extend(["--target", target]);
+        }
+        let output = run(&args);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(code), "{text}");
+        assert_eq!(text.contains("no request succeeded"), said.is_some());
+        assert!(said.is_none_or(|said| text.contains(said)), "{text}");
+    }
+}
+
+#[test]
 fn a_server_that_cannot_be_reached_is_said_before_the_run() {
     // A port that was free a moment ago, and that nothing listens on now.
     let free = TcpListener::bind("127.0.0.1:0")

@@ -85,7 +85,7 @@ impl Report {
 
     fn write_banners(&self, out: &mut String) -> fmt::Result {
         for remark in &self.remarks {
-            let class = if remark.starts_with("INVALID") {
+            let class = if remark.starts_with("INVALID") || remark.starts_with("FAILED") {
                 "bad"
             } else {
                 "warn"
