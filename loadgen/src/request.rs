@@ -196,6 +196,7 @@ pub fn render(parts: RequestParts<'_>) -> Result<Form, String> {
             .iter()
             .any(|(name, _)| name.eq_ignore_ascii_case(wanted))
     };
+    agree(&lines, &parts)?;
     let mut defaults: Vec<(&str, Cow<'_, str>)> = Vec::new();
     if !given("host") {
         defaults.push(("Host", parts.url.authority().into()));
@@ -246,6 +247,85 @@ pub fn render(parts: RequestParts<'_>) -> Result<Form, String> {
         rest,
         check: parts.check,
     })
+}
+
+/// Sees that headers set by hand say of the target and the body what is so. A server would wait for
+/// bytes that never come, or take the rest of a body for a request, and the figures would be its
+/// errors' and not its own.
+fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), String> {
+    let values = |wanted: &str| -> Vec<&str> {
+        lines
+            .iter()
+            .filter(|(name, _)| name.eq_ignore_ascii_case(wanted))
+            .map(|(_, value)| *value)
+            .collect()
+    };
+    let (lengths, codings) = (values("content-length"), values("transfer-encoding"));
+    let body_bytes = parts.body.bytes();
+    match lengths.as_slice() {
+        [] => {}
+        [length] if *length == body_bytes.to_string() => {}
+        _ => {
+            return Err(format!(
+                "-H Content-Length: the body has {body_bytes} bytes; leave the header out, it is set"
+            ));
+        }
+    }
+    match (codings.as_slice(), parts.body) {
+        ([], _) => {}
+        ([coding], Body::Bytes(body))
+            if coding.eq_ignore_ascii_case("chunked") && lengths.is_empty() && is_chunked(body) => {
+        }
+        _ => {
+            return Err(
+                "-H Transfer-Encoding: bodies are sent as given, and this one is not in chunks; \
+                 leave the header out, or write 'chunked' and a body in chunks"
+                    .into(),
+            );
+        }
+    }
+    let url = parts.url;
+    let authority = url.authority();
+    let full = match url.port_shown {
+        Some(_) => authority.clone(),
+        None => format!("{authority}:{}", url.port),
+    };
+    match values("host").as_slice() {
+        [] => Ok(()),
+        [host]
+            if [&authority, &full]
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(host)) =>
+        {
+            Ok(())
+        }
+        _ => Err(format!(
+            "-H Host: the URL says {authority}; write the host into the URL, and --connect ADDR:PORT to \
+             go elsewhere"
+        )),
+    }
+}
+
+/// Whether the bytes are a whole body in chunks (RFC 9112, 7.1), without extensions or trailers.
+fn is_chunked(mut body: &[u8]) -> bool {
+    loop {
+        let Some(end) = body.windows(2).position(|two| two == b"\r\n") else {
+            return false;
+        };
+        let size = std::str::from_utf8(&body[..end])
+            .ok()
+            .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
+            .and_then(|digits| usize::from_str_radix(digits, 16).ok());
+        let Some(size) = size else { return false };
+        let Some((chunk, rest)) = body[end + 2..].split_at_checked(size) else {
+            return false;
+        };
+        match rest.strip_prefix(b"\r\n") {
+            Some(rest) if chunk.is_empty() => return rest.is_empty(),
+            Some(rest) => body = rest,
+            None => return false,
+        }
+    }
 }
 
 /// Splits `Name: value`.
@@ -417,12 +497,16 @@ mod tests {
         assert_eq!(
             rendered(
                 "POST",
-                &["accept: text/plain", "HOST:b", "User-Agent: me"],
+                &[
+                    "accept: text/plain",
+                    "HOST:api.example.com:443",
+                    "User-Agent: me"
+                ],
                 b"hi",
                 true
             )
             .unwrap(),
-            "POST /v1?x=1 HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\naccept: text/plain\r\nHOST: b\r\nUser-Agent: me\r\n\r\nhi"
+            "POST /v1?x=1 HTTP/1.1\r\nContent-Length: 2\r\nConnection: close\r\naccept: text/plain\r\nHOST: api.example.com:443\r\nUser-Agent: me\r\n\r\nhi"
         );
         assert!(
             rendered("POST", &[], b"", false)
@@ -432,6 +516,59 @@ mod tests {
         assert!(rendered("G T", &[], b"", false).is_err());
         assert!(rendered("GET", &["no colon"], b"", false).is_err());
         assert!(rendered("GET", &["A: b\r\nC: d"], b"", false).is_err());
+    }
+
+    #[test]
+    fn headers_that_contradict_body_or_target_are_refused() {
+        for (headers, body, word) in [
+            (&["Content-Length: 3"][..], "hi", "2 bytes"),
+            (&["content-length: +2"], "hi", "2 bytes"),
+            (
+                &["Content-Length: 2", "Content-Length: 2"],
+                "hi",
+                "leave the header out",
+            ),
+            (&["Content-Length: 1"], "", "0 bytes"),
+            (&["Transfer-Encoding: chunked"], "hi", "Transfer-Encoding"),
+            (
+                &["Transfer-Encoding: chunked"],
+                "5\r\nhell\r\n0\r\n\r\n",
+                "in chunks",
+            ),
+            (&["Transfer-Encoding: chunked"], "0\r\n\r\nx", "in chunks"),
+            (
+                &["Transfer-Encoding: gzip, chunked"],
+                "0\r\n\r\n",
+                "in chunks",
+            ),
+            (
+                &["Transfer-Encoding: chunked", "Content-Length: 5"],
+                "0\r\n\r\n",
+                "in chunks",
+            ),
+            (&["Host: other"], "", "--connect"),
+            (&["host: api.example.com:80"], "", "--connect"),
+            (
+                &["Host: api.example.com", "Host: api.example.com"],
+                "",
+                "api.example.com",
+            ),
+        ] {
+            let error = rendered("POST", headers, body.as_bytes(), false).unwrap_err();
+            assert!(error.contains(word), "{headers:?}: {error}");
+        }
+        for (headers, body) in [
+            (&["Content-Length: 2", "Host: API.example.com"][..], "hi"),
+            (&["Transfer-Encoding: Chunked"], "2\r\nhi\r\n0\r\n\r\n"),
+            (&["Transfer-Encoding: chunked"], "0\r\n\r\n"),
+        ] {
+            let text = rendered("POST", headers, body.as_bytes(), false).unwrap();
+            assert!(text.contains(headers[0]) && text.ends_with(body), "{text}");
+            assert_eq!(
+                text.matches("ontent-Length").count() + text.matches("ransfer").count(),
+                1
+            );
+        }
     }
 
     #[test]
