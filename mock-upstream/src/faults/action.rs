@@ -323,7 +323,27 @@ impl Action {
             Action::LargeHead(head) if head.bytes > LARGE_HEAD_MAX => {
                 Err(format!("`bytes` must be at most {LARGE_HEAD_MAX}"))
             }
-            _ => Ok(()),
+            _ => match self.idle() {
+                Some(field) => Err(format!(
+                    "`{}` would do nothing with this value of `{field}`; example: {}",
+                    self.kind(),
+                    Self::example(self.kind()).unwrap_or_default()
+                )),
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// The field whose value makes the action do nothing at all.
+    fn idle(&self) -> Option<&'static str> {
+        match self {
+            Action::SlowHandshake(slow) if slow.delay.0.is_zero() => Some("delay"),
+            Action::Stall(stall) if stall.time.is_some_and(|time| time.0.is_zero()) => Some("time"),
+            Action::Drip(drip) if drip.every.0.is_zero() => Some("every"),
+            Action::ExtraBytes(extra) if extra.text.is_empty() => Some("text"),
+            Action::Flood(flood) if flood.count == 0 => Some("count"),
+            Action::LargeHead(head) if head.bytes == 0 => Some("bytes"),
+            _ => None,
         }
     }
 }

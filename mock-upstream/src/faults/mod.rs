@@ -285,6 +285,72 @@ mod tests {
                 ALL,
                 "before there is a request",
             ),
+            (r#"{"action": "switch", "count": 0}"#, ALL, "`count` is 0"),
+            (
+                r#"{"action": "switch", "method": "get"}"#,
+                ALL,
+                "expected `GET`",
+            ),
+            (
+                r#"{"action": "switch", "method": "Post"}"#,
+                ALL,
+                "expected `POST`",
+            ),
+            (
+                r#"{"action": "switch", "method": "GET /"}"#,
+                ALL,
+                "no HTTP method",
+            ),
+            (
+                r#"{"action": "switch", "method": ""}"#,
+                ALL,
+                "no HTTP method",
+            ),
+            (
+                r#"{"action": "switch", "path": "/x?y=1"}"#,
+                ALL,
+                "fits no path",
+            ),
+            (
+                r#"{"action": "switch", "path": ""}"#,
+                ALL,
+                "`path` is empty",
+            ),
+            (
+                r#"{"action": "switch", "nth": 3, "every": 2}"#,
+                ALL,
+                "no multiple of `every` 2",
+            ),
+            (
+                r#"{"action": {"drip": {"bytes": 1, "every": "0s"}}}"#,
+                ALL,
+                "`drip` would do nothing with this value of `every`; example: {",
+            ),
+            (
+                r#"{"action": {"stall": {"time": "0s"}}}"#,
+                ALL,
+                "do nothing with this value of `time`",
+            ),
+            (
+                r#"{"action": {"slow_handshake": {"delay": "0ms"}}}"#,
+                ALL,
+                "do nothing with this value of `delay`",
+            ),
+            (
+                r#"{"action": {"flood": {"count": 0}}}"#,
+                ALL,
+                "do nothing with this value of `count`",
+            ),
+            (
+                r#"{"action": {"extra_bytes": {"text": ""}}}"#,
+                ALL,
+                "do nothing with this value of `text`",
+            ),
+            (
+                r#"{"action": {"large_head": {"bytes": 0}}}"#,
+                ALL,
+                "do nothing with this value of `bytes`",
+            ),
             (r#"{"action": "refuse", "count": 1}"#, ALL, "`refuse`"),
             (r#"{"action": "garbage_hello"}"#, plain, "clear text"),
             (

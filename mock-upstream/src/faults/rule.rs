@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 
 use super::Abilities;
 use super::action::{Action, Moment};
+use crate::document;
 use crate::draws::uniform;
 use crate::http::Head;
+use crate::http::response::is_field_name;
 
 /// A rule and its counts.
 #[derive(Debug)]
@@ -47,15 +49,31 @@ impl Rule {
         if data.nth == Some(0) || data.every == Some(0) {
             return Err("`nth` and `every` count from 1".into());
         }
+        if data.count == Some(0) {
+            return Err(
+                "`count` is 0: the rule would never act; expected 1 or more, as in `\"count\": 1`, \
+                 or no `count` for ever"
+                    .into(),
+            );
+        }
+        if let (Some(nth), Some(every)) = (data.nth, data.every)
+            && !nth.is_multiple_of(every)
+        {
+            return Err(format!(
+                "`nth` {nth} is no multiple of `every` {every}: the rule would never act; \
+                 expected one of the two"
+            ));
+        }
+        if let Some(method) = data.method.as_deref() {
+            check_method(method)?;
+        }
         if data.probability.is_some_and(|p| !(0.0..=1.0).contains(&p)) {
             return Err("`probability` is a number from 0 to 1".into());
         }
-        if data
-            .path
-            .as_deref()
-            .is_some_and(|path| !path.starts_with('/'))
-        {
-            return Err("`path` is a prefix and must begin with `/`".into());
+        match data.path.as_deref() {
+            Some("") => return Err("`path` is empty; expected a prefix, as in `/v1/`".into()),
+            Some(path) => document::check_prefix(path)?,
+            None => {}
         }
         let moment = data.action.moment();
         if moment != Moment::Request && (data.path.is_some() || data.method.is_some()) {
@@ -149,4 +167,22 @@ impl Rule {
         report["applied"] = json!(self.applied.load(Ordering::Relaxed));
         report
     }
+}
+
+/// Methods are compared as they are written (RFC 9110, section 9.1), and all that are registered
+/// are written in capitals.
+fn check_method(method: &str) -> Result<(), String> {
+    if !is_field_name(method.as_bytes()) {
+        return Err(
+            "`method` is no HTTP method; expected one, as in `\"method\": \"POST\"`".into(),
+        );
+    }
+    if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+        return Err(format!(
+            "`method` is `{method}`, which no request has: methods are written in capitals; \
+             expected `{}`",
+            method.to_ascii_uppercase()
+        ));
+    }
+    Ok(())
 }
