@@ -215,12 +215,7 @@ fn records(settings: &Settings, method: &str, query: &[u8]) -> Result<Value, Str
         raw.clear();
         return Ok(Value::Null);
     }
-    let after = match uri::text(query, "after") {
-        None => 0,
-        Some(text) => text
-            .parse()
-            .map_err(|_| "`after` is the number of a record".to_string())?,
-    };
+    let after = uri::number(query, "after", 0..=u64::MAX)?.unwrap_or(0);
     Ok(raw.report(after))
 }
 

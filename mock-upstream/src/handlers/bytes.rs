@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use super::bad_request;
 use crate::connection::{After, Connection, Gone};
 use crate::http::response::{chunk, last_chunk};
 use crate::http::{Version, uri};
@@ -11,8 +12,10 @@ use crate::stream::BULK_BYTES;
 pub(super) async fn bytes(conn: &mut Connection, length: u64) -> Result<After, Gone> {
     let query = conn.head.query();
     let old = conn.head.version() == Version::Http10;
-    let until_close = uri::flag(query, "close");
-    let chunked = !until_close && !old && uri::flag(query, "chunked");
+    let (until_close, chunked) = match (uri::flag(query, "close"), uri::flag(query, "chunked")) {
+        (Ok(until_close), Ok(chunked)) => (until_close, chunked && !until_close && !old),
+        (Err(message), _) | (_, Err(message)) => return Ok(bad_request(conn, &message)),
+    };
     if until_close {
         conn.close_afterwards();
     }

@@ -2,15 +2,19 @@
 
 use serde_json::json;
 
-use super::{report, send_json};
+use super::{bad_request, report, send_json};
 use crate::connection::{After, Body, Connection, Gone};
 use crate::http::uri;
 use crate::keys::Access;
 use crate::redact::{Redactor, hex};
 
 pub(super) fn echo(conn: &mut Connection, access: Access, body: &Body) -> Result<After, Gone> {
+    let with_content = match uri::flag(conn.head.query(), "body") {
+        Ok(with_content) => with_content,
+        Err(message) => return Ok(bad_request(conn, &message)),
+    };
     let mut report = report::of(conn, access, body);
-    if uri::flag(conn.head.query(), "body") {
+    if with_content {
         let text = body
             .content
             .as_deref()

@@ -1,8 +1,8 @@
 //! `/sse`, and the sending of server-sent events for everybody.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::duration;
+use super::{PAUSE_MAX_MS, bad_request};
 use crate::clock;
 use crate::connection::{After, Connection, Gone};
 use crate::http::response::{chunk, last_chunk};
@@ -11,11 +11,18 @@ use crate::http::{Version, uri};
 /// `/sse?n=5&ms=50`: `n` events `ms` apart, each sent by itself, then `[DONE]`.
 pub(super) async fn events(conn: &mut Connection) -> Result<After, Gone> {
     let query = conn.head.query();
+    let (count, gap) = match (
+        uri::number(query, "n", 0..=u64::MAX),
+        uri::number(query, "ms", 0..=PAUSE_MAX_MS),
+    ) {
+        (Ok(count), Ok(millis)) => (count.unwrap_or(5), millis.unwrap_or(50)),
+        (Err(message), _) | (_, Err(message)) => return Ok(bad_request(conn, &message)),
+    };
     let count = match conn.head.is_head_request() {
         true => 0,
-        false => uri::number(query, "n").unwrap_or(5),
+        false => count,
     };
-    let gap = duration(uri::number(query, "ms").unwrap_or(50));
+    let gap = Duration::from_millis(gap);
     let mut sender = EventSender::begin(conn, &[]);
     for index in 0..count {
         if index > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::bytes::pattern;
-use super::{bad_request, duration, send_json};
+use super::{bad_request, send_json};
 use crate::connection::{After, Connection, Gone};
 use crate::http::{BodyDecoder, Decoded};
 
@@ -54,13 +54,13 @@ pub(super) async fn truncate(conn: &mut Connection, length: u64) -> Result<After
 /// connection MS milliseconds later, while it idles in the client's pool.
 pub(super) async fn hangup(conn: &mut Connection, millis: u64) -> Result<After, Gone> {
     conn.respond(200).content("text/plain", b"goodbye\n");
-    conn.pause(duration(millis)).await?;
+    conn.pause(Duration::from_millis(millis)).await?;
     Ok(After::Close)
 }
 
 /// `/delay/MS`: an answer that takes its time.
 pub(super) async fn delay(conn: &mut Connection, millis: u64) -> Result<After, Gone> {
-    conn.pause(duration(millis)).await?;
+    conn.pause(Duration::from_millis(millis)).await?;
     send_json(conn, 200, &json!({"delayed_ms": millis}));
     Ok(After::KeepAlive)
 }
@@ -75,7 +75,7 @@ pub(super) async fn slow_head(conn: &mut Connection, millis: u64) -> Result<Afte
     conn.respond(200).content("text/plain", b"slow\n");
     let whole = std::mem::take(conn.stream.outbox());
     let gaps = SLOW_HEAD_PIECES - 1;
-    let gap: Duration = duration(millis) / gaps as u32;
+    let gap: Duration = Duration::from_millis(millis) / gaps as u32;
     for (index, piece) in whole
         .chunks(whole.len().div_ceil(SLOW_HEAD_PIECES))
         .enumerate()

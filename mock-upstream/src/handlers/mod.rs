@@ -52,9 +52,7 @@ pub async fn answer(conn: &mut Connection) -> Result<After, Gone> {
 /// Answers as a server does with which nothing is wrong.
 async fn properly(conn: &mut Connection, steering: &Steering) -> Result<After, Gone> {
     let (mut endpoint, rest) = Endpoint::find(conn.head.path());
-    let argument = std::str::from_utf8(rest)
-        .ok()
-        .and_then(|rest| rest.parse::<u64>().ok());
+    let argument = uri::whole(rest);
     let settings = Arc::clone(&conn.worker.settings);
     let route = match endpoint {
         Endpoint::Unknown => settings.catalogue.find(&conn.head),
@@ -97,7 +95,9 @@ async fn properly(conn: &mut Connection, steering: &Steering) -> Result<After, G
     if endpoint.reads_body() {
         let wish = BodyWish {
             keep_bytes_max: match endpoint {
-                Endpoint::Echo if uri::flag(conn.head.query(), "body") => ECHO_BODY_BYTES_MAX,
+                Endpoint::Echo if uri::flag(conn.head.query(), "body") == Ok(true) => {
+                    ECHO_BODY_BYTES_MAX
+                }
                 Endpoint::Personality => PERSONALITY_BODY_BYTES_MAX,
                 _ => 0,
             },
@@ -128,6 +128,10 @@ async fn properly(conn: &mut Connection, steering: &Steering) -> Result<After, G
         (Endpoint::Sse, _) => events::events(conn).await,
         (Endpoint::WebSocket, _) => websocket::answer(conn).await,
         (Endpoint::Drop, _) => Ok(After::Cut),
+        (Endpoint::Delay | Endpoint::Hangup | Endpoint::SlowHead, Some(PAUSE_MS_TOO_LONG..)) => {
+            let message = format!("at most {PAUSE_MAX_MS} milliseconds, as in `/delay/50`");
+            Ok(bad_request(conn, &message))
+        }
         (Endpoint::Bytes, Some(length)) => bytes::bytes(conn, length).await,
         (Endpoint::Status, Some(status)) => fields::status(conn, status),
         (Endpoint::Delay, Some(millis)) => misbehave::delay(conn, millis).await,
@@ -147,7 +151,10 @@ async fn properly(conn: &mut Connection, steering: &Steering) -> Result<After, G
             | Endpoint::Truncate
             | Endpoint::SlowHead,
             None,
-        ) => Ok(bad_request(conn, "this path needs a number at its end")),
+        ) => Ok(bad_request(
+            conn,
+            "this path needs a whole number at its end, as in `/status/200`",
+        )),
     }
 }
 
@@ -202,16 +209,13 @@ fn send_json(conn: &mut Connection, status: u16, value: &serde_json::Value) {
         .content("application/json", content.as_bytes());
 }
 
-/// A pause of so many milliseconds, within reason.
-pub(super) fn duration(millis: u64) -> Duration {
-    Duration::from_millis(millis).min(PAUSE_MAX)
-}
-
 /// `/echo?body=1` shows bodies up to this size.
 const ECHO_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// A personality understands bodies up to this size; larger ones are answered 413.
 pub const PERSONALITY_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 
-/// No request can make the server wait longer than this at a time.
-const PAUSE_MAX: Duration = Duration::from_secs(3600);
+/// No request can make the server wait for more milliseconds than this (an hour) at a time; one that
+/// wants to is answered 400.
+const PAUSE_MAX_MS: u64 = 3_600_000;
+const PAUSE_MS_TOO_LONG: u64 = PAUSE_MAX_MS + 1;

@@ -10,18 +10,21 @@ use crate::http::uri;
 /// `/redirect?to=URL&status=302`.
 pub(super) fn redirect(conn: &mut Connection) -> Result<After, Gone> {
     let query = conn.head.query();
-    let status = uri::number(query, "status").unwrap_or(302);
+    let status = match uri::number(query, "status", 300..=399) {
+        Ok(status) => status.unwrap_or(302) as u16,
+        Err(message) => return Ok(bad_request(conn, &message)),
+    };
     let to = uri::value(query, "to").map(|to| to.into_owned());
     match to {
-        Some(to) if is_field_value(&to) && (300..=399).contains(&status) => {
-            conn.respond(status as u16)
+        Some(to) if is_field_value(&to) => {
+            conn.respond(status)
                 .field_bytes(b"Location", &to)
                 .content("text/plain", b"");
             Ok(After::KeepAlive)
         }
         _ => Ok(bad_request(
             conn,
-            "to=URL is needed; status=N may be from 300 to 399",
+            "`to` must be there, and fit into a header field, as in `to=https://host/path`",
         )),
     }
 }
@@ -35,10 +38,13 @@ pub(super) fn leak(conn: &mut Connection) -> Result<After, Gone> {
         return Ok(After::KeepAlive);
     };
     let query = conn.head.query();
-    let status = uri::number(query, "status")
-        .filter(|status| (200..=599).contains(status))
-        .unwrap_or(302) as u16;
-    let in_content = uri::flag(query, "body");
+    let (status, in_content) = match (
+        uri::number(query, "status", 200..=599),
+        uri::flag(query, "body"),
+    ) {
+        (Ok(status), Ok(in_content)) => (status.unwrap_or(302) as u16, in_content),
+        (Err(message), _) | (_, Err(message)) => return Ok(bad_request(conn, &message)),
+    };
     let host = String::from_utf8_lossy(conn.head.host().unwrap_or(b"localhost")).into_owned();
     let next = format!("https://{host}/next?key={}", uri::encode(&key));
     let content = match in_content {

@@ -1,6 +1,7 @@
 //! Request targets and queries: finding the resource, and percent-coding both ways.
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
 /// Where in `target` the resource (`/path?query`) begins. `None` when the target is malformed:
 /// neither origin-form nor absolute-form (nor `*` with `OPTIONS`), or with a byte outside
@@ -49,14 +50,45 @@ pub fn text(query: &[u8], name: &str) -> Option<String> {
     String::from_utf8(value(query, name)?.into_owned()).ok()
 }
 
-/// Like [`value`], as a number; `None` also when it is none.
-pub fn number(query: &[u8], name: &str) -> Option<u64> {
-    text(query, name)?.parse().ok()
+/// Like [`value`], as a whole number in `range`.
+///
+/// # Errors
+///
+/// A sentence, if the value is anything else. It does not repeat the value.
+pub fn number(query: &[u8], name: &str, range: RangeInclusive<u64>) -> Result<Option<u64>, String> {
+    let Some(value) = value(query, name) else {
+        return Ok(None);
+    };
+    match whole(&value).filter(|number| range.contains(number)) {
+        Some(number) => Ok(Some(number)),
+        None => Err(format!(
+            "`{name}` must be a whole number from {} to {}, as in `{name}={}`",
+            range.start(),
+            range.end(),
+            range.start().max(&5).min(range.end())
+        )),
+    }
 }
 
-/// Whether `name` is set to something else than `0` or nothing.
-pub fn flag(query: &[u8], name: &str) -> bool {
-    value(query, name).is_some_and(|value| !value.is_empty() && value.as_ref() != b"0")
+/// A whole number in decimal digits, and nothing else.
+pub fn whole(text: &[u8]) -> Option<u64> {
+    if !text.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+/// Whether `name` is `1`; it is not if it is `0`, empty or absent.
+///
+/// # Errors
+///
+/// A sentence, if the value is anything else.
+pub fn flag(query: &[u8], name: &str) -> Result<bool, String> {
+    match value(query, name).as_deref() {
+        None | Some(b"" | b"0") => Ok(false),
+        Some(b"1") => Ok(true),
+        Some(_) => Err(format!("`{name}` must be 0 or 1, as in `{name}=1`")),
+    }
 }
 
 /// Undoes percent-encoding and `+` for space. A `%` without two hex digits stays as it is.
@@ -117,9 +149,28 @@ mod tests {
         assert_eq!(value(query, "key").unwrap().as_ref(), b"x+y z");
         assert_eq!(value(query, "flag").unwrap().as_ref(), b"");
         assert_eq!(value(query, "c").unwrap().as_ref(), b"%zz");
-        assert_eq!(number(query, "a"), Some(1));
         assert_eq!(value(query, "none"), None);
-        assert!(flag(query, "a") && !flag(query, "flag") && !flag(b"a=0", "a"));
+    }
+
+    #[test]
+    fn numbers_and_flags_are_what_they_say_or_refused() {
+        let query = b"a=1&b=0&n=-1&x=%zz&big=99999999999999999999&p=%2B1&e=&s=1+";
+        assert_eq!(number(query, "a", 0..=u64::MAX), Ok(Some(1)));
+        assert_eq!(number(query, "none", 0..=9), Ok(None));
+        for bad in ["n", "x", "big", "p", "e", "s"] {
+            assert!(number(query, bad, 0..=u64::MAX).is_err(), "{bad}");
+        }
+        let error = number(query, "a", 200..=599).unwrap_err();
+        assert_eq!(
+            error,
+            "`a` must be a whole number from 200 to 599, as in `a=200`"
+        );
+        assert_eq!(flag(query, "a"), Ok(true));
+        for unset in ["b", "e", "none"] {
+            assert_eq!(flag(query, unset), Ok(false), "{unset}");
+        }
+        let error = flag(query, "n").unwrap_err();
+        assert_eq!(error, "`n` must be 0 or 1, as in `n=1`");
     }
 
     #[test]

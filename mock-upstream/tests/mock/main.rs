@@ -582,6 +582,51 @@ fn answers_as_told() {
 }
 
 #[test]
+fn parameters_out_of_range_are_refused_with_a_sentence() {
+    let mock = mock(&[]);
+    for (target, part) in [
+        ("/sse?n=-1", "`n` must be a whole number from 0 to"),
+        (
+            "/sse?n=2&ms=fast",
+            "`ms` must be a whole number from 0 to 3600000",
+        ),
+        ("/sse?ms=3600001", "`ms` must be"),
+        (
+            "/redirect?to=/x&status=200",
+            "`status` must be a whole number from 300 to 399",
+        ),
+        ("/redirect?to=/x&status=x", "`status` must be"),
+        ("/redirect?status=302", "`to` must be there"),
+        (
+            "/leak?status=99",
+            "`status` must be a whole number from 200 to 599",
+        ),
+        ("/leak?body=yes", "`body` must be 0 or 1"),
+        ("/echo?body=-1", "`body` must be 0 or 1"),
+        ("/bytes/5?chunked=yes", "`chunked` must be 0 or 1"),
+        ("/bytes/5?close=2", "`close` must be 0 or 1"),
+        ("/bytes/-5", "needs a whole number"),
+        ("/delay/3600001", "at most 3600000 milliseconds"),
+        ("/hangup/3600001", "at most 3600000 milliseconds"),
+        ("/slow-head/3600001", "at most 3600000 milliseconds"),
+    ] {
+        let response = get(&mock, target);
+        let text = String::from_utf8(response.content).unwrap();
+        assert_eq!(response.status, 400, "{target}: {text}");
+        assert!(text.contains(part), "{target}: {text}");
+    }
+    let mut client = mock.connect();
+    let head = client.request("GET", "/sse?n=0&ms=0", BEARER, b"");
+    assert_eq!(head.content, b"data: [DONE]\n\n");
+    assert_eq!(
+        client
+            .request("GET", "/bytes/0?close=0", BEARER, b"")
+            .status,
+        200
+    );
+}
+
+#[test]
 fn leaks_the_key_where_real_apis_do() {
     let mock = Mock::start(&["--key", "k y/1"]);
     let mut client = mock.connect();
