@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 
 use crate::gate;
 use crate::plan::nanos;
@@ -254,8 +255,11 @@ pub fn read(path: &Path, verify: bool) -> Result<Vec<RequestSpec>, String> {
     };
     let file: File = toml::from_str(&text).map_err(|error| {
         let line = line_of(error.span());
-        format!("--scenario {shown}:{line}: {}", error.message().trim_end())
+        let message = error.message().trim_end();
+        format!("--scenario {shown}:{line}: {message}{}", meant(message))
     })?;
+    // Once more, for the places of the keys.
+    let places = DeTable::parse(&text).map_err(|error| format!("--scenario {shown}: {error}"))?;
     if file.request.is_empty() {
         return Err(format!(
             "--scenario {shown}: it holds no request; write at least one [[request]] with a name"
@@ -269,14 +273,22 @@ pub fn read(path: &Path, verify: bool) -> Result<Vec<RequestSpec>, String> {
     }
     let directory = path.parent().unwrap_or(Path::new(""));
     let mut specs: Vec<RequestSpec> = Vec::new();
-    for entry in file.request {
-        let line = line_of(Some(entry.span()));
+    for (index, entry) in file.request.into_iter().enumerate() {
+        let span = entry.span();
         let name = entry.get_ref().name.clone();
-        let refuse = |error: String| format!("--scenario {shown}:{line}: request {name}: {error}");
+        let refuse = |wrong: Wrong| {
+            let place = wrong
+                .keys
+                .iter()
+                .find_map(|key| place_of(places.get_ref(), index, key));
+            let line = line_of(Some(place.unwrap_or(span.clone())));
+            format!("--scenario {shown}:{line}: request {name}: {}", wrong.text)
+        };
         if specs.iter().any(|spec| spec.name == name) {
-            return Err(refuse(
-                "there is another one of that name; names must differ".into(),
-            ));
+            return Err(refuse(at(
+                &["name"],
+                "there is another one of that name; names must differ",
+            )));
         }
         let mut spec = entry
             .into_inner()
@@ -287,6 +299,57 @@ pub fn read(path: &Path, verify: bool) -> Result<Vec<RequestSpec>, String> {
     }
     Ok(specs)
 }
+
+/// A mistake in a request, and where it is.
+struct Wrong {
+    /// The keys to look for, of which the first that is written is the place. Those of `[defaults]`
+    /// begin with [`DEFAULTS`]; others may also stand there.
+    keys: &'static [&'static str],
+    text: String,
+}
+
+fn at(keys: &'static [&'static str], text: impl Into<String>) -> Wrong {
+    let text = text.into();
+    Wrong { keys, text }
+}
+
+const DEFAULTS: &str = "defaults.";
+
+/// Where a key of request `index` stands, or one of the defaults.
+fn place_of(file: &DeTable<'_>, index: usize, key: &str) -> Option<Range<usize>> {
+    let place = |value: Option<&DeValue<'_>>, key: &str| {
+        let (key, _) = value?.as_table()?.get_key_value(key)?;
+        Some(key.span())
+    };
+    let request = file
+        .get("request")
+        .and_then(|value| value.get_ref().get(index));
+    let defaults = file.get("defaults").map(Spanned::get_ref);
+    match key.strip_prefix(DEFAULTS) {
+        Some(key) => place(defaults, key),
+        None => place(request.map(Spanned::get_ref), key).or_else(|| place(defaults, key)),
+    }
+}
+
+/// What a misspelt key was probably meant to be, from a message that names it first and what is
+/// expected after it, all in backticks.
+fn meant(message: &str) -> String {
+    if !message.starts_with("unknown field") {
+        return String::new();
+    }
+    let mut words = message.split('`').skip(1).step_by(2);
+    let Some(written) = words.next() else {
+        return String::new();
+    };
+    words
+        .map(|key| (strsim::jaro_winkler(written, key), key))
+        .filter(|(likeness, _)| *likeness >= LIKENESS_MIN)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map_or(String::new(), |(_, key)| format!("; did you mean `{key}`?"))
+}
+
+/// From this likeness on (Jaro-Winkler, 1 is the same) a key is proposed for a misspelt one.
+const LIKENESS_MIN: f64 = 0.8;
 
 /// Requests of a scenario. Each has a histogram on each thread.
 const REQUESTS_MAX: usize = 64;
@@ -347,13 +410,19 @@ fn one() -> u32 {
 }
 
 impl Entry {
-    fn spec(self, defaults: &Settings, directory: &Path) -> Result<RequestSpec, String> {
+    fn spec(self, defaults: &Settings, directory: &Path) -> Result<RequestSpec, Wrong> {
         let mut spec = RequestSpec::plain(self.name.clone());
         if self.name.is_empty() {
-            return Err("its name is empty; give it one that tells it from the others".into());
+            return Err(at(
+                &["name"],
+                "its name is empty; give it one that tells it from the others",
+            ));
         }
         if self.weight == 0 || self.weight > WEIGHT_MAX {
-            return Err(format!("weight must lie between 1 and {WEIGHT_MAX}"));
+            return Err(at(
+                &["weight"],
+                format!("weight must lie between 1 and {WEIGHT_MAX}"),
+            ));
         }
         spec.weight = self.weight;
         spec.kind = match (self.kind, self.expect_pattern) {
@@ -362,31 +431,41 @@ impl Entry {
             (kind, None | Some(false)) => kind,
             (Kind::Download, Some(true)) => Kind::Download,
             (_, Some(true)) => {
-                return Err("expect_pattern is for kind http or download".into());
+                return Err(at(
+                    &["expect_pattern"],
+                    "expect_pattern is for kind http or download",
+                ));
             }
         };
         self.must_fit(spec.kind)?;
         spec.method = self.method.or_else(|| defaults.method.clone());
         spec.path = self.path;
         // A header of the request replaces a default of that name.
-        let own = header_lines(&self.headers.0, directory)?;
+        let own =
+            header_lines(&self.headers.0, directory).map_err(|error| at(&["headers"], error))?;
         let name_of = |line: &str| line.split(':').next().unwrap_or("").to_ascii_lowercase();
-        spec.headers = header_lines(&defaults.headers.0, directory)?
+        spec.headers = header_lines(&defaults.headers.0, directory)
+            .map_err(|error| at(&["defaults.headers"], error))?
             .into_iter()
             .filter(|line| !own.iter().any(|other| name_of(other) == name_of(line)))
             .collect();
         spec.headers.extend(own);
-        let read = |key: &str, path: &Path| {
+        let read = |key: &'static [&'static str], path: &Path| {
             fs::read(directory.join(path))
                 .map(Arc::<[u8]>::from)
-                .map_err(|error| format!("{key} {}: {error}", path.display()))
+                .map_err(|error| at(key, format!("{} {}: {error}", key[0], path.display())))
         };
         spec.body = match (self.body, self.body_file, self.body_size) {
             (None, None, None) => BodySpec::None,
             (Some(text), None, None) => BodySpec::Bytes(text.into_bytes().into()),
-            (None, Some(path), None) => BodySpec::Bytes(read("body_file", &path)?),
+            (None, Some(path), None) => BodySpec::Bytes(read(&["body_file"], &path)?),
             (None, None, Some(sizes)) => BodySpec::Sizes(sizes),
-            _ => return Err("give one of body, body_file and body_size".into()),
+            _ => {
+                return Err(at(
+                    &["body_size", "body_file"],
+                    "give one of body, body_file and body_size",
+                ));
+            }
         };
         spec.sizes = self.size;
         spec.expected_status = match self
@@ -394,21 +473,35 @@ impl Entry {
             .as_ref()
             .or(defaults.expect_status.as_ref())
         {
-            Some(text) => Some(StatusSet::parse(text).map_err(
-                |_| "expect_status takes codes, classes and ranges: \"200,204,3xx\" or \"200-299\"",
-            )?),
+            Some(text) => Some(StatusSet::parse(text).map_err(|_| {
+                at(
+                    &["expect_status"],
+                    "expect_status takes codes, classes and ranges: \"200,204,3xx\" or \"200-299\"",
+                )
+            })?),
             None => None,
         };
         spec.expected_body = match (self.expect_body, self.expect_body_file) {
             (None, None) => None,
             (Some(text), None) => Some(text.into_bytes().into()),
-            (None, Some(path)) => Some(read("expect_body_file", &path)?),
-            _ => return Err("give one of expect_body and expect_body_file".into()),
+            (None, Some(path)) => Some(read(&["expect_body_file"], &path)?),
+            _ => {
+                return Err(at(
+                    &["expect_body_file"],
+                    "give one of expect_body and expect_body_file",
+                ));
+            }
         };
         spec.verify = self.verify.unwrap_or(true);
         spec.events = self.expect_events;
         spec.events_every = self.events_every.map(|time| time.0);
         if let Some(messages) = self.messages {
+            if messages == 0 {
+                return Err(at(
+                    &["messages"],
+                    "messages must be at least 1; leave the request out, or its kind",
+                ));
+            }
             spec.conversation.messages = messages;
         }
         if let Some(sizes) = self.message_size {
@@ -416,7 +509,12 @@ impl Entry {
                 Sizes::Fixed(bytes) if bytes <= websocket::MESSAGE_BYTES_MAX as u64 => {
                     bytes as usize
                 }
-                _ => return Err("message_size is one size, at most 64MiB".into()),
+                _ => {
+                    return Err(at(
+                        &["message_size"],
+                        "message_size is one size, at most 64MiB",
+                    ));
+                }
             };
         }
         if let Some(time) = self.message_every {
@@ -424,7 +522,7 @@ impl Entry {
         }
         spec.timeout = self.timeout.or(defaults.timeout).map(|time| time.0);
         if spec.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err("timeout must be above zero".into());
+            return Err(at(&["timeout"], "timeout must be above zero"));
         }
         spec.think = self
             .think
@@ -434,40 +532,45 @@ impl Entry {
     }
 
     /// A setting that means nothing for the kind would be a promise that nobody keeps.
-    fn must_fit(&self, kind: Kind) -> Result<(), String> {
+    fn must_fit(&self, kind: Kind) -> Result<(), Wrong> {
         let events = self.expect_events.is_some() || self.events_every.is_some();
         let messages =
             self.messages.is_some() || self.message_size.is_some() || self.message_every.is_some();
         let body_expected = self.expect_body.is_some() || self.expect_body_file.is_some();
-        for (given, fits, keys, kinds) in [
+        let rows: [(_, _, &'static [&'static str], _); 4] = [
             (
                 events,
                 kind == Kind::Sse,
-                "expect_events and events_every are",
+                &["expect_events", "events_every"],
                 "sse",
             ),
             (
                 messages,
                 kind == Kind::WebSocket,
-                "messages, message_size and message_every are",
+                &["messages", "message_size", "message_every"],
                 "websocket",
             ),
             (
                 self.verify.is_some(),
                 matches!(kind, Kind::Download | Kind::Upload),
-                "verify is",
+                &["verify"],
                 "download or upload",
             ),
             (
                 body_expected,
                 kind == Kind::Http,
-                "expect_body and expect_body_file are",
+                &["expect_body", "expect_body_file"],
                 "http",
             ),
-        ] {
+        ];
+        for (given, fits, keys, kinds) in rows {
             if given && !fits {
-                return Err(format!(
-                    "{keys} for kind {kinds}; leave it out, or say that kind"
+                return Err(at(
+                    keys,
+                    format!(
+                        "for kind {kinds} only: {}; leave it out, or say that kind",
+                        keys.join(", ")
+                    ),
                 ));
             }
         }
@@ -728,23 +831,42 @@ mod tests {
     fn mistakes_are_told_with_line_and_cure() {
         for (text, words) in [
             ("", &["no request", "[[request]]"][..]),
-            ("[[request]]\nname='a'\nwieght=2", &[":3:", "wieght"]),
+            (
+                "[[request]]\nname='a'\nwieght=2",
+                &[":3:", "wieght", "did you mean `weight`?"],
+            ),
+            (
+                "[defaults]\ntimeuot='1s'",
+                &[":2:", "did you mean `timeout`?"],
+            ),
+            (
+                "[[request]]\nname='a'\nkind='websocket'\nmessages=0",
+                &[":4:", "messages", "at least 1"],
+            ),
+            (
+                "[defaults]\ntimeout='1s'\nexpect_status='x'\n[[request]]\nname='a'",
+                &[":3:", "expect_status"],
+            ),
+            (
+                "[defaults]\nheaders='x'\n[[request]]\nname='a'\nheaders='A: b'",
+                &[":2:", "headers"],
+            ),
             ("x=1", &[":1:", "x"]),
             ("\n[[request]]\nweight=2", &[":2:", "name"]),
             (
                 "[[request]]\nname='a'\nweight=0",
-                &[":1:", "request a", "weight"],
+                &[":3:", "request a", "weight"],
             ),
             (
                 "[[request]]\nname='a'\n[[request]]\nname='a'",
-                &[":3:", "names must differ"],
+                &[":4:", "names must differ"],
             ),
             ("[[request]]\nname='a'\nthink='5'", &[":3:", "unit"]),
             ("[[request]]\nname='a'\nthink=5", &[":3:", "unit"]),
             ("[[request]]\nname='a'\nkind='ftp'", &[":3:", "websocket"]),
             (
                 "[[request]]\nname='a'\nbody='x'\nbody_size=3",
-                &["one of body"],
+                &[":4:", "one of body"],
             ),
             (
                 "[[request]]\nname='a'\nbody_size='3 apples'",
@@ -764,13 +886,13 @@ mod tests {
             ),
             (
                 "[[request]]\nname='a'\nbody_file='/nonexistent'",
-                &["/nonexistent"],
+                &[":3:", "/nonexistent"],
             ),
             (
                 "[[request]]\nname='a'\nexpect_status='ok'",
                 &["expect_status"],
             ),
-            ("[[request]]\nname='a'\nmessages=2", &["websocket"]),
+            ("[[request]]\nname='a'\nmessages=2", &[":3:", "websocket"]),
             ("[[request]]\nname='a'\nexpect_events=2", &["sse"]),
             (
                 "[[request]]\nname='a'\nverify=true",
@@ -778,11 +900,11 @@ mod tests {
             ),
             (
                 "[[request]]\nname='a'\nkind='sse'\nexpect_body='x'",
-                &["kind http"],
+                &[":4:", "kind http"],
             ),
             (
                 "[[request]]\nname='a'\nheaders=['no colon']",
-                &["Name: value"],
+                &[":3:", "Name: value"],
             ),
         ] {
             let Err(error) = parse(text) else {
