@@ -291,12 +291,6 @@ impl Session {
         self.is_resumed
     }
 
-    /// Whether all that a handshake which is just over has left to send are tickets:
-    /// so it is for a server of TLS 1.3 (RFC 8446, section 4.6.1). They may wait.
-    pub fn has_only_a_ticket_to_send(&self) -> bool {
-        matches!(self.kernel, Kernel::Server(_)) && self.is_1_3()
-    }
-
     /// Opens the record that `record` is, whole. What must be said in reply is
     /// appended to `out`; on errors it is the alert.
     ///

@@ -179,16 +179,10 @@ impl Transport {
             }
         }
         let session = handshake.into_session().map_err(invalid)?;
-        let only_ticket = session.has_only_a_ticket_to_send();
         self.inner.get_mut().tls = Some(Box::new(session));
         self.incoming().release();
-        if only_ticket {
-            // It goes with the first answer: a send less, and the caller wakes once less.
-            let outbox = &mut self.inner.get_mut().outbox;
-            let ticket = outbox.as_slice().into();
-            self.buffers.give_send(std::mem::replace(outbox, ticket));
-            return Ok(());
-        }
+        // A server's ticket too: it carries the acknowledgement without which a caller
+        // that gathers small segments (Nagle) holds its first request back for 40 ms.
         self.outgoing().flush_once().await
     }
 

@@ -439,6 +439,9 @@ fn the_peer_may_be_a_client_as_well() {
         let config = Arc::new(IDENTITY.server(&["http/1.1"]));
         let handshake = Handshake::server(config).expect("a good configuration");
         ours.handshake(handshake).await.expect("a good client");
+        // The ticket does not wait for an answer (see `handshake`).
+        assert!(!ours.outgoing().wants_send());
+        assert!(ours.outgoing().bytes_sent() > 0);
         assert_eq!(receive(&mut ours, 8).await, b"question");
         let mut theirs = joined(theirs).await;
         send(&mut ours, b"answer").await;
