@@ -32,6 +32,12 @@ DIRECT = "direct"
 START_SECONDS = 120
 # Times that a contender may try to show that it does the job.
 JOB_CHECKS = 3
+# Of the load that is counted and not timed: long enough for every connection to be used many times.
+COUNTED = ["--concurrency", 8, "--duration", "300ms", "--warmup", "0ms"]
+# How long a log may take until it has a line for each request: some write once in a second.
+LOG_SECONDS = 10
+# The API ends by itself after so long, if we cannot end it. The longest scenario takes a quarter of an hour.
+UPSTREAM_SECONDS = 4 * 3600
 # Bytes of a contender's output that go into an error.
 OUTPUT_BYTES_SHOWN = 3_000
 
@@ -86,7 +92,8 @@ class Bench:
             self.work = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="claviger-perf-")))
             self.log = self.stack.enter_context(open(self.work / "output.log", "wb"))
             self.start_upstream()
-            for name in self.names:
+            # A copy: one that is dropped leaves the list.
+            for name in list(self.names):
                 try:
                     self.start(name)
                     self.check_job(name)
@@ -124,21 +131,24 @@ class Bench:
                 "--listen", "127.0.0.1:0", "--self-signed", tls, "--name", HOST, "--name", f"*.{HOST.partition('.')[2]}",
                 "--key-file", keys, "--auth", "bearer",
                 # Nothing may close under a contender's pool in the measured time.
-                "--idle-timeout", "3600",
+                "--idle-timeout", "3600", "--max-seconds", UPSTREAM_SECONDS, "--control", "127.0.0.1:0",
                 "--workers", "1", "--cpus", self.load_cpu,
             ],
             [self.load_cpu],
             slow=self.options.slow.get("mock-upstream", 0),
             stdout=subprocess.PIPE,
         )
-        port = None
+        port = control = None
         for line in process.stdout:
             words = line.decode().split()
             if words[:1] == ["listening"]:
                 port = int(words[1].rsplit(":", 1)[1])
+            if words[:1] == ["control"]:
+                control = int(words[1].rsplit(":", 1)[1])
             if words == ["ready"]:
                 break
-        if port is None:
+        self.control = control
+        if port is None or control is None:
             raise CannotMeasure(f"mock-upstream did not start:\n{self.output()}")
         self.ca, self.cert, self.cert_key = tls / "ca.pem", tls / "cert.pem", tls / "key.pem"
         self.bundle = write_private(tls / "bundle.pem", self.cert.read_text() + self.cert_key.read_text())
@@ -193,6 +203,7 @@ class Bench:
     def check_job(self, name):
         """The contender must do the job: replace the caller's key, over verified TLS, on kept connections."""
         one = self.running[name]
+        job_check.ask_control(self.control, "POST", "/__stats/reset")
         deadline = time.monotonic() + 10
         while True:
             # One that checks its upstreams' health answers 503 until it has found them.
@@ -214,13 +225,37 @@ class Bench:
         if name not in self.options.checked:
             self.check_whole_job(name)
             self.options.checked.add(name)
+        # Last: behind it stand several pooled connections, and the check of the job looks for the one.
+        self.check_counts(name)
         one.upstream_tls = " ".join(filter(None, (seen["tls"]["version"], seen["tls"]["cipher_suite"])))
+
+    def stats(self):
+        """The API's own counters."""
+        return json.loads(job_check.ask_control(self.control, "GET", "/__stats"))
+
+    def check_counts(self, name):
+        """An untimed load: the API has seen just the requests that were answered, and the log has a line for each."""
+        earlier = self.stats()["endpoints"].get("ok", 0)  # by the check of the job
+        target = self.loadgen([name], *COUNTED)["targets"][0]
+        seen = self.stats()
+        arrived = seen["endpoints"].get("ok", 0)
+        if target["errors_total"] or seen["unauthorized"] or arrived != target["good"]:
+            raise CannotMeasure(f"{name} gave {target['good']} good answers and {target['errors_total']} errors, and the "
+                                f"API saw {arrived} requests, {seen['unauthorized']} of them without its key")
+        directory = self.running[name].job.dir
+        deadline = time.monotonic() + LOG_SECONDS
+        while (logged := log_lines(directory, "/ok")) != earlier + arrived:
+            if time.monotonic() > deadline:
+                raise CannotMeasure(f"{name} logged {logged} of {earlier + arrived} requests")
+            time.sleep(0.1)
 
     def check_whole_job(self, name):
         """Everything that the scenarios lean on. Some of it is a matter of time, so a busy moment is forgiven."""
         for attempt in range(JOB_CHECKS):
             try:
-                job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name)
+                job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name, mock_stats=self.stats)
+                with tempfile.TemporaryDirectory(prefix="claviger-perf-wrong-") as wrong:
+                    job_check.refuses_the_wrong(contenders.load_found(name), Path(wrong), self)
                 return
             except job_check.Failed as reason:
                 if attempt + 1 == JOB_CHECKS:
@@ -288,14 +323,16 @@ class Bench:
                 command += ["--watch", f"{name}={pid}"]
         if DIRECT not in names:
             command += ["--watch", f"{DIRECT}={self.running[DIRECT].process.pid}"]
-        return Load(self, list(names), [str(word) for word in [*command, *options]])
+        endpoint = "sse" if "--scenario" in options else path.split("/")[1]
+        return Load(self, list(names), [str(word) for word in [*command, *options]], endpoint)
 
 
 class Load:
-    """One run of loadgen."""
+    """One run of loadgen. The API counts along: good answers that it did not give are not the contender's work."""
 
-    def __init__(self, bench, names, command):
-        self.bench, self.names = bench, names
+    def __init__(self, bench, names, command, endpoint):
+        self.bench, self.names, self.endpoint = bench, names, endpoint
+        job_check.ask_control(bench.control, "POST", "/__stats/reset")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True)
         bench.stack.callback(stop, self.process)
@@ -317,7 +354,25 @@ class Load:
         if code not in (0, 3):
             self.bench.check_alive(self.names)
             raise CannotMeasure(f"loadgen ended with {code}: {chr(10).join(self.lines[-5:])}")
-        return json.loads(output)
+        document = json.loads(output)
+        check_answers(document, self.bench.stats(), self.endpoint)
+        return document
+
+
+def check_answers(document, seen, endpoint):
+    """Each good answer must be the API's own. It sees more than those: the warm-up, and what was cut off at the end."""
+    good = sum(target["good"] for target in document["targets"])
+    arrived = seen["endpoints"].get(endpoint, 0) - seen["unauthorized"]
+    if arrived < good:
+        names = ", ".join(target["name"] for target in document["targets"])
+        raise CannotMeasure(f"{good} good answers came through {names}, but the API gave {max(arrived, 0)} of them")
+
+
+def log_lines(directory, path):
+    """Lines about a path in a contender's logs, wherever they lie below its directory."""
+    wanted = f'"{path}"'.encode()
+    files = [file for file in Path(directory).rglob("*") if file.is_file()]
+    return sum(line.count(wanted) > 0 for file in files for line in file.read_bytes().splitlines())
 
 
 def before(cpus, slow=0):

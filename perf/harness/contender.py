@@ -115,6 +115,13 @@ def load(name):
     return found
 
 
+def load_found(name):
+    """The contender of that name, its program located."""
+    one = load(name)
+    one.find()
+    return one
+
+
 # ---- For contenders to use --------------------------------------------------
 
 

@@ -54,9 +54,12 @@ class Failed(Exception):
 def check(port, ca, key=KEY, host=HOST, name="it", mock_stats=None):
     """Asks for everything that the scenarios lean on. Returns what was seen of TLS; raises Failed.
 
-    `mock_stats` returns the API's counters, if its control port is known: then resumption towards it is looked at too.
+    `mock_stats` returns the API's counters, if its control port is known: then it is also looked at whether the request
+    that the scenarios time is answered by the API each time.
     """
     caller = Caller(port, ca, host, name)
+    if mock_stats:
+        asks_the_api(caller, mock_stats)
     for part in (replaces_key, keeps_upstream, passes_status, echoes_upload, takes_chunks, streams_events, upgrades,
                  resumes):
         try:
@@ -93,6 +96,17 @@ def replaces_key(caller, key):
     if seen["version"] != "HTTP/1.1" or seen["tls"]["sni"] != caller.host:
         raise Failed(f"{caller.name} reached the API with {seen['version']}, SNI {seen['tls']['sni']}")
     caller.seen["upstream_tls"] = [seen["tls"]["version"], seen["tls"]["cipher_suite"]]
+
+
+def asks_the_api(caller, mock_stats):
+    """The request that is timed reaches the API each time, whatever key the caller has: nothing answers in its place."""
+    for callers_key in (CALLERS_KEY, CALLERS_KEY[::-1]):
+        before = mock_stats()
+        status, _, _ = caller.call("GET", "/ok", f"Authorization: Bearer {callers_key}\r\n")
+        after = mock_stats()
+        arrived = after["endpoints"].get("ok", 0) - before["endpoints"].get("ok", 0)
+        if status != 200 or arrived != 1 or after["unauthorized"] != before["unauthorized"]:
+            raise Failed(f"{caller.name} answers {status} to /ok, and the API saw {arrived} good requests of it")
 
 
 def keeps_upstream(caller, key):
@@ -215,6 +229,33 @@ def refuses(port, ca, api_requests, host=HOST, name="it"):
         raise Failed(f"{name} sent a request to an API whose certificate is wrong")
 
 
+def uses_its_key(port, ca, mock_stats, host=HOST, name="it"):
+    """With a key that the API does not know: the API is asked and says no, and no good answer comes."""
+    before = mock_stats()["unauthorized"]
+    status, _, _ = Caller(port, ca, host, name).call("GET", "/ok", f"Authorization: Bearer {CALLERS_KEY}\r\n")
+    if 200 <= status <= 299:
+        raise Failed(f"{name} answers {status} to /ok although its key is wrong")
+    if mock_stats()["unauthorized"] != before + 1:
+        raise Failed(f"{name} did not ask the API with the key that it was given")
+
+
+def refuses_the_wrong(contender, work, tls):
+    """Starts the contender as it is measured, in front of three APIs that must not answer through it: one of a CA that
+    it was not given, one under another name, and one that does not know its key. `tls` is what callers see of it."""
+    with contextlib.ExitStack() as stack:
+        stranger = Mock(stack, work / "stranger")
+        misnamed = Mock(stack, work / "misnamed", name="api.example.net")
+        for place, api, ca, key in (("ca", stranger, tls.ca, KEY), ("name", misnamed, misnamed.ca, KEY),
+                                    ("key", stranger, stranger.ca, NEW_KEY)):
+            job = job_for(work / place, api, tls, key=key)
+            object.__setattr__(job, "ca", ca)
+            with running(contender, job):
+                if place == "key":
+                    uses_its_key(job.port, tls.ca, api.stats, name=contender.name)
+                else:
+                    refuses(job.port, tls.ca, api.requests, name=contender.name)
+
+
 class Caller:
     """A caller of one contender; one connection for each call unless it holds one itself."""
 
@@ -335,15 +376,24 @@ class Mock:
         self.bundle = write_private(work / "bundle.pem", self.cert.read_text() + self.cert_key.read_text())
 
     def stats(self):
-        with socket.create_connection(("127.0.0.1", self.control), 5) as stream:
-            stream.sendall(b"GET /__stats HTTP/1.1\r\nHost: control\r\nConnection: close\r\n\r\n")
-            answer = b""
-            while piece := stream.recv(65536):
-                answer += piece
-        return json.loads(answer.partition(b"\r\n\r\n")[2])
+        return json.loads(ask_control(self.control, "GET", "/__stats"))
 
     def requests(self):
         return self.stats()["requests"]
+
+
+def ask_control(port, method, path):
+    """One request to a mock API's control port; returns the body."""
+    with socket.create_connection(("127.0.0.1", port), 5) as stream:
+        stream.sendall(f"{method} {path} HTTP/1.1\r\nHost: control\r\nContent-Length: 0\r\n"
+                       f"Connection: close\r\n\r\n".encode())
+        answer = b""
+        while piece := stream.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    if b" 2" not in head[:12]:
+        raise CannotMeasure(f"mock-upstream answers {head[:40]!r} to {method} {path}")
+    return body
 
 
 def spawn(stack, command, **more):
@@ -420,12 +470,12 @@ def eventually(what, holds):
         time.sleep(0.05)
 
 
-def check_all(contender, work, api, stranger, misnamed):
+def check_all(contender, work, api):
     """Everything about one contender; returns lines about what it does not support."""
     notes = []
     job = job_for(work / "job", api, api)
     with running(contender, job) as process:
-        seen = check(job.port, api.ca, name=contender.name)
+        seen = check(job.port, api.ca, name=contender.name, mock_stats=api.stats)
         notes.append(f"TLS in {' '.join(seen['tls'])}, out {' '.join(seen['upstream_tls'])}")
         caller = Caller(job.port, api.ca, HOST, contender.name)
         before = contender.pids(process)
@@ -453,12 +503,9 @@ def check_all(contender, work, api, stranger, misnamed):
     for path in logged:
         if KEY.encode() in path.read_bytes():
             raise Failed(f"{contender.name} wrote the key to {path.name}")
-    # The right API behind the wrong CA, and an API of that CA under another name.
-    for place, wrong, ca in (("ca", api, stranger.ca), ("name", misnamed, misnamed.ca)):
-        job = job_for(work / place, wrong, api)
-        object.__setattr__(job, "ca", ca)
-        with running(contender, job):
-            refuses(job.port, api.ca, wrong.requests, name=contender.name)
+    wrong = work / "wrong"
+    wrong.mkdir()
+    refuses_the_wrong(contender, wrong, api)
     return notes
 
 
@@ -486,8 +533,6 @@ def main(arguments=None):
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="claviger-contenders-")))
         try:
             api = Mock(stack, work / "api", keys=(KEY, NEW_KEY))
-            stranger = Mock(stack, work / "stranger")
-            misnamed = Mock(stack, work / "misnamed", name="api.example.net")
         except CannotMeasure as reason:
             print(f"perf/check-contenders: {reason}", file=sys.stderr)
             return 2
@@ -497,7 +542,7 @@ def main(arguments=None):
             place.mkdir()
             try:
                 contender.find()
-                notes = check_all(contender, place, api, stranger, misnamed)
+                notes = check_all(contender, place, api)
                 took = check_routes(contender, place, api, args.routes)
                 print(f"{name}: does the job ({contender.version()}); {'; '.join(notes)}; "
                       f"{args.routes} routes in {took:.1f} s", flush=True)

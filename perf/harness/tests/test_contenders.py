@@ -120,6 +120,48 @@ class Contenders(unittest.TestCase):
             self.assertTrue(seen["resumes"])
             self.assertGreaterEqual(len(self.nginx().pids(process)), 2, "the master and its worker")
 
+    def test_an_answer_that_the_api_did_not_give_is_noticed(self):
+        for more, wanted in (("", None), ("location = /ok { return 200; }", "the API saw 0")):
+            job, nginx = self.job(), self.nginx()
+            command = nginx.start(job)
+            file = next(path for path in job.dir.glob("*.conf") if "location" in path.read_text())
+            text = file.read_text()
+            at = text.index("location ")
+            file.write_text(text[:at] + more + "\n" + text[at:])
+
+            class Started:
+                name, logs, start = nginx.name, staticmethod(nginx.logs), staticmethod(lambda job: command)
+
+            with job_check.running(Started, job):
+                caller = job_check.Caller(job.port, self.api.ca, job_check.HOST, "nginx")
+                if wanted:
+                    with self.assertRaisesRegex(Failed, wanted):
+                        job_check.asks_the_api(caller, self.api.stats)
+                else:
+                    job_check.asks_the_api(caller, self.api.stats)
+
+    def test_the_wrong_is_refused(self):
+        """By nginx as it is, and not by one that does not verify."""
+        for old, new, wanted in (("", "", None), ("proxy_ssl_verify on", "proxy_ssl_verify off", "certificate is wrong")):
+            nginx = self.nginx()
+            work = Path(tempfile.mkdtemp(dir=self.work))
+
+            class Started:
+                name, logs = nginx.name, staticmethod(nginx.logs)
+
+                @staticmethod
+                def start(job):
+                    command = nginx.start(job)
+                    file = job.dir / "nginx.conf"
+                    file.write_text(file.read_text().replace(old, new))
+                    return command
+
+            if wanted:
+                with self.assertRaisesRegex(Failed, wanted):
+                    job_check.refuses_the_wrong(Started, work, self.api)
+            else:
+                job_check.refuses_the_wrong(Started, work, self.api)
+
     def check_fails(self, part, file, old, new):
         """nginx with one line changed does not pass one part of the check."""
         job, nginx = self.job(), self.nginx()

@@ -2,7 +2,9 @@ import ctypes
 import os
 import subprocess
 import sys
+import tempfile
 import unittest
+from pathlib import Path
 
 from harness import bench, contender, history, idle, machine, measures, scenario, slowdown, tables
 from harness.contender import CannotMeasure
@@ -101,6 +103,24 @@ class Reading(unittest.TestCase):
         self.assertAlmostEqual(first, 0.3)
         self.assertAlmostEqual(last_old, 0.4)
         self.assertEqual(watch.since(10.65, "other")[0], None)
+
+
+class Counting(unittest.TestCase):
+    def test_good_answers_that_the_api_did_not_give_are_refused(self):
+        asked = {"targets": [{"name": "nginx", "good": 100}, {"name": "direct", "good": 50}]}
+        seen = {"endpoints": {"ok": 150, "echo": 99}, "unauthorized": 0}
+        bench.check_answers(asked, seen, "ok")
+        bench.check_answers(asked, {**seen, "endpoints": {"ok": 170}}, "ok")
+        for wrong in ({"endpoints": {"ok": 149}}, {"endpoints": {"echo": 150}}, {"unauthorized": 1}):
+            with self.assertRaisesRegex(CannotMeasure, "150 good answers came through nginx, direct, but the API gave"):
+                bench.check_answers(asked, {**seen, **wrong}, "ok")
+
+    def test_log_lines_are_counted_in_all_files(self):
+        with tempfile.TemporaryDirectory() as directory:
+            (Path(directory) / "state").mkdir()
+            (Path(directory) / "access.log").write_text('{"path":"/ok"}\n{"path":"/echo"}\n{"path":"/ok"}\n')
+            (Path(directory) / "state" / "audit").write_text('{"path":"/ok","again":"/ok"}\n{"path":"/okay"}\n')
+            self.assertEqual(bench.log_lines(directory, "/ok"), 3)
 
 
 class Templates(unittest.TestCase):
