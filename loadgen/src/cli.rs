@@ -619,4 +619,32 @@ mod tests {
             assert!(error.contains(word), "{args:?}: {error}");
         }
     }
+
+    #[test]
+    fn what_a_scenario_cannot_send_is_told_with_its_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("s.toml");
+        for (text, args, word) in [
+            (
+                "\n[[request]]\nname='a'\nkind='upload'",
+                &[][..],
+                "takes a body",
+            ),
+            (
+                "\n[[request]]\nname='a'\nthink='5ms'",
+                &["--rps", "5"],
+                "think",
+            ),
+        ] {
+            fs::write(&file, text).unwrap();
+            let file = file.to_str().unwrap();
+            let error = plan(&[&["http://127.0.0.1:1", "--scenario", file], args].concat())
+                .err()
+                .unwrap();
+            assert!(
+                error.contains("s.toml:2: request a") && error.contains(word),
+                "{error}"
+            );
+        }
+    }
 }

@@ -27,6 +27,8 @@ use crate::websocket;
 pub struct RequestSpec {
     /// Its name in reports.
     pub name: String,
+    /// The line of the file where it begins; 1 without a file.
+    pub line: usize,
     /// How often it is chosen, next to the others.
     pub weight: u32,
     /// What it is.
@@ -93,6 +95,7 @@ impl RequestSpec {
     pub fn plain(name: String) -> Self {
         Self {
             name,
+            line: 1,
             weight: 1,
             kind: Kind::Http,
             method: None,
@@ -295,6 +298,7 @@ pub fn read(path: &Path, verify: bool) -> Result<Vec<RequestSpec>, String> {
             .spec(&file.defaults, directory)
             .map_err(refuse)?;
         spec.verify |= verify;
+        spec.line = line_of(Some(span.clone()));
         specs.push(spec);
     }
     Ok(specs)

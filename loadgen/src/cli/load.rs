@@ -105,8 +105,9 @@ impl LoadArgs {
             let specs = scenario::read(path, self.verify)?;
             if !closed && let Some(spec) = specs.iter().find(|spec| !spec.think.is_zero()) {
                 return Err(format!(
-                    "--scenario {}: request {}: think is for the closed loop; leave it out, or --rps",
+                    "--scenario {}:{}: request {}: think is for the closed loop; leave it out, or --rps",
                     path.display(),
+                    spec.line,
                     spec.name
                 ));
             }
@@ -164,8 +165,9 @@ impl LoadArgs {
                 .map_err(|error| match &self.scenario {
                     Some(path) => {
                         format!(
-                            "--scenario {}: request {}: {error}",
+                            "--scenario {}:{}: request {}: {error}",
                             path.display(),
+                            spec.line,
                             spec.name
                         )
                     }
