@@ -12,7 +12,7 @@ use crate::board::{Interval, Reading};
 use crate::clock::{Nanos, SECOND};
 use crate::failure::Kind;
 use crate::gate::Time;
-use crate::plan::{Load, Plan, Timeline};
+use crate::plan::{Plan, Timeline};
 use crate::start::Start;
 use crate::sys;
 
@@ -389,9 +389,9 @@ impl Run {
         let mut line = Line::default();
         line.add(
             Paint::Plain,
-            match plan.load {
-                Load::Closed => "closed loop".to_owned(),
-                Load::Open { rate, .. } => format!("open loop, {rate}/s"),
+            match &plan.course {
+                None => "closed loop".to_owned(),
+                Some(course) => format!("open loop, {}", course.words()),
             },
         );
         line.add(

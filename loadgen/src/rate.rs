@@ -129,6 +129,18 @@ impl Course {
         }
     }
 
+    /// The rates in words.
+    pub fn words(&self) -> String {
+        match self {
+            Self::Constant(rate) => format!("{rate}/s"),
+            Self::Ramp(from, to) => format!("ramp from {from}/s to {to}/s"),
+            Self::Steps(rates) => {
+                let rates: Vec<String> = rates.iter().map(f64::to_string).collect();
+                format!("steps of {}/s", rates.join(", "))
+            }
+        }
+    }
+
     /// The profile of the whole run. The warm-up runs at the first rate.
     pub fn profile(&self, warmup: Nanos, measured: Nanos) -> Profile {
         let first = match self {

@@ -38,8 +38,11 @@ pub struct Report {
     pub command: Vec<String>,
     /// `open` or `closed`.
     pub mode: &'static str,
-    /// The rate asked for, open loop.
+    /// The rate asked for, open loop; the mean of one that changes.
     pub rate_wanted: Option<f64>,
+    /// How that rate ran, in words, open loop.
+    #[serde(skip)]
+    course: Option<String>,
     /// Threads.
     pub threads: usize,
     /// CPUs they were pinned to.
@@ -304,6 +307,7 @@ impl Report {
                 Load::Open { rate, .. } => Some(rate),
                 Load::Closed => None,
             },
+            course: plan.course.as_ref().map(crate::rate::Course::words),
             threads: plan.threads,
             cpus: plan.cpus.clone(),
             connections: plan.connections,

@@ -15,8 +15,8 @@ impl Report {
     }
 
     fn write_text(&self, out: &mut String) -> std::fmt::Result {
-        let rate = match self.rate_wanted {
-            Some(rate) => format!("open loop, {rate}/s"),
+        let rate = match &self.course {
+            Some(course) => format!("open loop, {course}"),
             None => "closed loop".to_owned(),
         };
         let pinned = match self.cpus.as_slice() {

@@ -520,6 +520,14 @@ fn steps_have_figures_of_their_own() {
     assert!((number(&figures["requests"]) - 180.0).abs() <= 1.0);
     let steps = figures["steps"].as_array().unwrap();
     assert_eq!(steps.len(), 10);
+    for (option, rates, words) in [
+        ("--ramp", "0..40", "open loop, ramp from 0/s to 40/s, "),
+        ("--steps", "20,40", "open loop, steps of 20, 40/s, "),
+    ] {
+        let output = run(&[&base[..], &[option, rates]].concat());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.lines().next().unwrap().contains(words), "{text}");
+    }
     assert!(number(&steps[0]["requests"]) < number(&steps[9]["requests"]));
 }
 

@@ -41,10 +41,9 @@ impl Report {
             out,
             "<h1>{}</h1>\n<p class=\"soft\">{}, {:.1} s measured, {} connections{}. {}</p>",
             Escaped(&title),
-            match self.rate_wanted {
-                Some(rate) => format!(
-                    "Open loop at {}/s ({} arrivals): latency counts from when each request was due",
-                    amount(rate),
+            match &self.course {
+                Some(course) => format!(
+                    "Open loop, {course} ({} arrivals): latency counts from when each request was due",
                     self.arrivals.unwrap_or("constant")
                 ),
                 None => "Closed loop: each connection sends as soon as it was answered".to_owned(),
