@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::failure::Kind;
 use crate::gate::{Gate, Metric, Time};
 use crate::live;
 use crate::plan::{Load, Plan, nanos};
 use crate::rate::Course;
-use crate::stats::Stats;
+use crate::stats::{Stats, TargetStats};
 
 /// What has to hold: `p99<5ms,errors<0.1%`.
 #[derive(Clone, Debug)]
@@ -57,21 +58,21 @@ impl Objective {
     }
 
     /// The conditions that do not hold, with what was measured.
-    fn broken(&self, stats: &Stats) -> Vec<String> {
+    fn broken(&self, stats: &Stats, connections: usize) -> Vec<String> {
         let target = &stats.targets[0];
         let requests = target.requests();
         if requests == 0 {
             return vec!["not a single request was due".to_owned()];
         }
         let broken = |condition: &&Gate| {
-            let value = value(condition.metric, stats);
+            let value = value(condition.metric, stats, connections);
             !condition.holds(value)
         };
         self.conditions
             .iter()
             .filter(broken)
             .map(|condition| {
-                let shown = condition.show(value(condition.metric, stats));
+                let shown = condition.show(value(condition.metric, stats, connections));
                 format!("{} (measured {shown})", condition.text)
             })
             .collect()
@@ -93,13 +94,23 @@ impl Objective {
     }
 }
 
-fn value(metric: Metric, stats: &Stats) -> f64 {
+fn value(metric: Metric, stats: &Stats, connections: usize) -> f64 {
     let target = &stats.targets[0];
     match metric {
         Metric::Latency(quantile) => target.corrected.value_at_quantile(quantile) as f64,
         Metric::LatencyMean => target.corrected.mean(),
-        Metric::Errors => target.failed() as f64,
-        _ => target.failed() as f64 / target.requests().max(1) as f64,
+        Metric::Errors => failed(target, connections) as f64,
+        _ => failed(target, connections) as f64 / target.requests().max(1) as f64,
+    }
+}
+
+/// Failures that count against an objective. The end of a probe cuts off what waits for a connection
+/// at that moment: up to one request per connection is the queue of any server that keeps up, and is
+/// no error. More is a backlog, of which each counts.
+fn failed(target: &TargetStats, connections: usize) -> u64 {
+    match target.failures[Kind::Unsent as usize] {
+        queue if queue <= connections as u64 => target.failed() - queue,
+        _ => target.failed(),
     }
 }
 
@@ -129,7 +140,7 @@ pub struct Probe {
     pub p50: f64,
     /// 99th percentile.
     pub p99: f64,
-    /// Requests without a good answer, of all.
+    /// Requests without a good answer, of all; without those that the probe's end cut off.
     pub error_share: f64,
     /// 99th percentile of the generator's lag.
     pub lag_p99: f64,
@@ -157,7 +168,7 @@ impl Probe {
         let lag = stats.lag.value_at_quantile(0.99);
         let generator_limited = lag > nanos(plan.lag_bound) || cpu_share > BUSY;
         let achieved = target.good_in_time as f64 / seconds;
-        let mut broken = objective.broken(stats);
+        let mut broken = objective.broken(stats, plan.connections);
         if lag > nanos(plan.lag_bound) {
             broken.push(format!(
                 "the generator lagged by {} at p99",
@@ -170,7 +181,7 @@ impl Probe {
             duration_s: seconds,
             p50: at(0.5),
             p99: at(0.99),
-            error_share: target.failed() as f64 / target.requests().max(1) as f64,
+            error_share: failed(target, plan.connections) as f64 / target.requests().max(1) as f64,
             lag_p99: lag as f64 / 1e3,
             cpu_share,
             holds: broken.is_empty(),
@@ -441,6 +452,22 @@ mod tests {
         ] {
             let error = Objective::parse(text).unwrap_err();
             assert!(error.contains("p99<5ms,errors<0.1%"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_probe_is_no_error_and_a_backlog_is() {
+        for text in ["errors<0.1%", "errors<1"] {
+            let objective = Objective::parse(text).unwrap();
+            let broken = |unsent: u64, reset: u64| {
+                let mut stats = Stats::new(1);
+                stats.targets[0].good = 1_000;
+                stats.targets[0].failures[Kind::Unsent as usize] = unsent;
+                stats.targets[0].failures[Kind::Reset as usize] = reset;
+                !objective.broken(&stats, 32).is_empty()
+            };
+            assert!(!broken(0, 0) && !broken(32, 0), "{text}");
+            assert!(broken(33, 0) && broken(32, 2), "{text}");
         }
     }
 
