@@ -412,7 +412,9 @@ fn memory_stays_constant() {
         "{stalled} bytes were taken from the API, and the caller has read none"
     );
     let grown = resident_kib(&site.claviger).saturating_sub(before);
-    assert!(grown < 8 * 1024, "{grown} KiB more for one slow reader");
+    // Buffers for one exchange, and a few of the allocator's steps of 4 MiB; the body is
+    // six times that.
+    assert!(grown < 16 * 1024, "{grown} KiB more for one slow reader");
     assert_eq!(client.read_exact(length).len(), length);
 }
 
