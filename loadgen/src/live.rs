@@ -279,7 +279,7 @@ impl Run {
     }
 
     fn draw(&mut self, plan: &Plan, now: Nanos, style: Style) {
-        let (columns, rows) = sys::terminal_size().unwrap_or((80, 24));
+        let (columns, rows) = sys::terminal_size(io::stderr()).unwrap_or((80, 24));
         let frame = self.frame(plan, now, columns.saturating_sub(1), rows, style);
         let mut out = String::from("\x1b[?25l");
         out.push_str(&self.back());
@@ -296,7 +296,7 @@ impl Run {
 
     /// Moves the cursor to where the picture begins. A narrower window has broken its lines.
     fn back(&mut self) -> String {
-        let columns = sys::terminal_size()
+        let columns = sys::terminal_size(io::stderr())
             .map_or(80, |(columns, _)| columns)
             .max(1);
         let up: usize = self

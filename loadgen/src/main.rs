@@ -178,7 +178,8 @@ fn conclude(args: &cli::Args, report: &Report) -> ExitCode {
             .map_err(std::io::Error::from)
             .map(|json| json + "\n")
     } else {
-        Ok(report.text())
+        let size = sys::terminal_size(std::io::stdout());
+        Ok(report.text(size.map(|(columns, _)| columns)))
     };
     let printed = shown
         .and_then(|text| {

@@ -8,7 +8,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use monoio::net::TcpStream;
@@ -230,8 +230,8 @@ pub fn leave_real_time() {
     unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &parameter) };
 }
 
-/// Columns and rows of the terminal on standard error, if it is one.
-pub fn terminal_size() -> Option<(usize, usize)> {
+/// Columns and rows of the terminal on a descriptor, if it is one.
+pub fn terminal_size(descriptor: impl AsFd) -> Option<(usize, usize)> {
     let mut size = libc::winsize {
         ws_row: 0,
         ws_col: 0,
@@ -239,7 +239,8 @@ pub fn terminal_size() -> Option<(usize, usize)> {
         ws_ypixel: 0,
     };
     // SAFETY: TIOCGWINSZ writes one winsize, which `size` is.
-    let answer = unsafe { libc::ioctl(libc::STDERR_FILENO, libc::TIOCGWINSZ, &mut size) };
+    let answer =
+        unsafe { libc::ioctl(descriptor.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
     (answer == 0 && size.ws_col > 0).then(|| (size.ws_col.into(), size.ws_row.into()))
 }
 

@@ -6,15 +6,16 @@ use super::{Latency, Report, join, quantile_name};
 use crate::gate::Time;
 
 impl Report {
-    /// The table for people.
-    pub fn text(&self) -> String {
+    /// The table for people, with more quantiles if it is no wider than `columns`, or if nothing
+    /// limits it.
+    pub fn text(&self, columns: Option<usize>) -> String {
         let mut out = String::new();
         // Writing to a String cannot fail.
-        let _ = self.write_text(&mut out);
+        let _ = self.write_text(&mut out, columns);
         out
     }
 
-    fn write_text(&self, out: &mut String) -> std::fmt::Result {
+    fn write_text(&self, out: &mut String, columns: Option<usize>) -> std::fmt::Result {
         let rate = match &self.course {
             Some(course) => format!("open loop, {course}"),
             None => "closed loop".to_owned(),
@@ -45,25 +46,30 @@ impl Report {
             .max()
             .unwrap_or(0)
             .max("from the send".len() + 2);
-        writeln!(
+        let quantiles = quantiles(columns, width + COUNTS_WIDTH);
+        write!(
             out,
-            "\n{:width$} {:>9} {:>9} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8}",
-            "", "requests", "good/s", "errors", "mean", "p50", "p90", "p99", "p99.9", "max"
+            "\n{:width$} {:>9} {:>9} {:>8}",
+            "", "requests", "good/s", "errors"
         )?;
+        for (name, _) in &quantiles {
+            write!(out, " {name:>8}")?;
+        }
+        writeln!(out)?;
         for target in &self.targets {
             write!(
                 out,
                 "{:width$} {:>9} {:>9.0} {:>8}",
                 target.name, target.requests, target.rps, target.errors_total
             )?;
-            write_latency(out, &target.latency)?;
+            write_latency(out, &target.latency, &quantiles)?;
             if self.rate_wanted.is_some() {
                 write!(
                     out,
                     "{:width$} {:>9} {:>9} {:>8}",
                     "  from the send", "", "", ""
                 )?;
-                write_latency(out, &target.latency_from_send)?;
+                write_latency(out, &target.latency_from_send, &quantiles)?;
             }
         }
         if self.rate_wanted.is_some() {
@@ -214,20 +220,41 @@ impl Report {
     }
 }
 
-fn write_latency(out: &mut String, latency: &Latency) -> std::fmt::Result {
+/// Width of the counts before the latencies: requests, good answers per second, errors.
+const COUNTS_WIDTH: usize = 10 + 10 + 9;
+
+/// A column of latencies.
+type Column = (&'static str, fn(&Latency) -> f64);
+
+/// All columns of latencies, and whether a narrow table has them too.
+const COLUMNS: [(Column, bool); 8] = [
+    (("mean", |latency| latency.mean), true),
+    (("p50", |latency| latency.p50), true),
+    (("p75", |latency| latency.p75), false),
+    (("p90", |latency| latency.p90), true),
+    (("p99", |latency| latency.p99), true),
+    (("p99.9", |latency| latency.p999), true),
+    (("p99.99", |latency| latency.p9999), false),
+    (("max", |latency| latency.max), true),
+];
+
+/// The columns that there is room for behind the first `taken` characters.
+fn quantiles(columns: Option<usize>, taken: usize) -> Vec<Column> {
+    let all = columns.is_none_or(|columns| taken + COLUMNS.len() * 9 <= columns);
+    COLUMNS
+        .into_iter()
+        .filter(|(_, always)| all || *always)
+        .map(|(column, _)| column)
+        .collect()
+}
+
+fn write_latency(out: &mut String, latency: &Latency, quantiles: &[Column]) -> std::fmt::Result {
     if latency.count == 0 {
         // Nothing was measured, which is not the same as zero.
-        return writeln!(out, "{}", format!(" {:>8}", "-").repeat(6));
+        return writeln!(out, "{}", format!(" {:>8}", "-").repeat(quantiles.len()));
     }
-    for value in [
-        latency.mean,
-        latency.p50,
-        latency.p90,
-        latency.p99,
-        latency.p999,
-        latency.max,
-    ] {
-        write!(out, " {:>8}", Time(value * 1e3))?;
+    for (_, value) in quantiles {
+        write!(out, " {:>8}", Time(value(latency) * 1e3))?;
     }
     writeln!(out)
 }
@@ -241,5 +268,25 @@ impl std::fmt::Display for Signed {
             f.write_str("+")?;
         }
         Time(self.0).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_no_wider_than_it_may_be() {
+        let names = |columns| -> Vec<_> {
+            let chosen = quantiles(columns, 44);
+            chosen.into_iter().map(|(name, _)| name).collect()
+        };
+        let narrow = ["mean", "p50", "p90", "p99", "p99.9", "max"];
+        assert_eq!(names(Some(115)), narrow);
+        assert_eq!(names(Some(80)), narrow);
+        for wide in [names(Some(116)), names(None)] {
+            assert_eq!(wide.len(), 8);
+            assert!(wide.contains(&"p75") && wide.contains(&"p99.99"));
+        }
     }
 }
