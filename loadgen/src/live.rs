@@ -328,7 +328,16 @@ impl Run {
             }
             let mut line = Line::default();
             line.add(Paint::Strong, format!("{:<12}", target.name));
-            line.add(Paint::Plain, format!(" {:>9.0}/s", shown.rate));
+            let mut parts = vec![format!(" {:>9.0}/s", shown.rate)];
+            if !full {
+                // Before the errors, which may be long.
+                let short = [(0.5, "p50"), (0.99, "p99")].into_iter();
+                let known = short.filter_map(|(q, name)| Some((shown.last.quantile(q)?, name)));
+                parts.extend(known.map(|(value, name)| format!("  {name} {}", Time(value))));
+            }
+            for part in fitting(parts, columns.saturating_sub(line.width())) {
+                line.add(Paint::Plain, part);
+            }
             let failed: u64 = shown.failures.iter().sum();
             match failed {
                 0 => line.add(Paint::Faint, "  no errors"),
@@ -341,14 +350,6 @@ impl Run {
                             kinds(&shown.failures)
                         ),
                     );
-                }
-            }
-            if !full {
-                let short = [(0.5, "p50"), (0.99, "p99")].into_iter();
-                for (value, name) in
-                    short.filter_map(|(q, name)| Some((shown.last.quantile(q)?, name)))
-                {
-                    line.add(Paint::Plain, format!("  {name} {}", Time(value)));
                 }
             }
             lines.push(line);
@@ -514,6 +515,16 @@ fn kinds(failures: &[u64]) -> String {
         .join(", ")
 }
 
+/// The last parts that fit whole into `columns`: what is cut in the middle would be read as another
+/// figure.
+fn fitting(mut parts: Vec<String>, columns: usize) -> Vec<String> {
+    while parts.iter().map(|part| part.chars().count()).sum::<usize>() > columns && parts.len() > 1
+    {
+        parts.remove(0);
+    }
+    parts
+}
+
 /// A line of the picture, in pieces of one look each.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Line(Vec<(Paint, String)>);
@@ -597,3 +608,18 @@ const LABEL_COLUMNS: usize = 19;
 
 /// Wider pictures are harder to read, not easier.
 const PICTURE_COLUMNS_MAX: usize = 110;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_narrow_line_drops_whole_figures_and_latency_last() {
+        let parts = ["     1000/s", "  p50 1.20ms", "  p99 12.0ms"].map(str::to_owned);
+        let left = |columns| fitting(parts.to_vec(), columns).concat();
+        assert_eq!(left(35), parts.concat());
+        assert_eq!(left(34), "  p50 1.20ms  p99 12.0ms");
+        assert_eq!(left(23), "  p99 12.0ms");
+        assert_eq!(left(5), "  p99 12.0ms");
+    }
+}
