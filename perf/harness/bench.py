@@ -53,6 +53,7 @@ class Options:
     slow: dict = field(default_factory=dict)  # program -> instructions added to its system calls, by the gate's proof
     lock: Path | None = None  # taken around each scenario
     sustain: bool = False  # open loop: only at the highest rate that all hold
+    sustained_by: str = ""  # open loop: at the highest rate that this one holds, whether the others do or not
     verbose: bool = False
     checked: set = field(default_factory=set)  # contenders that have shown in this run that they do the whole job
 

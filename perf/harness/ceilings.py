@@ -131,10 +131,14 @@ def check(one, known_scenarios):
     known = known_scenarios if known_scenarios is not None else gate_scenarios()
     if one["scenario"] not in known:
         trouble.append(f"`{one['scenario']}` is no scenario with a [gate] size; there are {', '.join(sorted(known))}")
+    if "against" in one and not {"nginx", "wrk"} & {one["against"]}:
+        trouble.append(f"`against` must be nginx or wrk; found `{one['against']}`")
     if "noise" in one:
         wanted = set(Noise.__dataclass_fields__)
         if set(one["noise"]) != wanted:
             trouble.append(f"`noise` must have {', '.join(sorted(wanted))}, and nothing else")
+        elif any(type(value) not in (int, float) or not math.isfinite(value) for value in one["noise"].values()):
+            trouble.append("`noise` must have finite numbers only")
         elif one["noise"]["mean"] + MARGIN_DEVIATIONS * one["noise"]["deviation"] > one["ceiling"] * 1.0005:
             trouble.append(f"the ceiling is within {MARGIN_DEVIATIONS:g} deviations of the mean: it would go red by chance")
     return trouble

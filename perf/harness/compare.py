@@ -144,14 +144,14 @@ def choose(arguments):
 
 
 def changed(one, arguments):
-    changes = {key: getattr(arguments, key) for key in ("rounds", "seconds") if getattr(arguments, key)}
+    changes = {key: getattr(arguments, key) for key in ("rounds", "seconds") if getattr(arguments, key) is not None}
     parameters = dict(one.parameters)
     if arguments.rates and "rates" in parameters:
         parameters["rates"] = tuple(arguments.rates)
     return dataclasses.replace(one, **changes, parameters=parameters)
 
 
-def parse_args():
+def parse_args(given=None):
     default = [name for name in tables.ORDER if name in contenders.known() and name != "direct"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="list the scenarios and end")
@@ -172,7 +172,31 @@ def parse_args():
     parser.add_argument("--history", type=Path, default=history.PATH)
     parser.add_argument("--no-history", action="store_true", help="write nothing to the history")
     machine_options(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args(given)
+    if wrong := mistakes(arguments):
+        parser.error(wrong)
+    return arguments
+
+
+def mistakes(arguments):
+    """What is wrong with the arguments, told before anything is started; or nothing. As strict as scenarios' files."""
+    for key, field in (("rounds", scenarios.COMMON["rounds"]), ("seconds", scenarios.COMMON["seconds"])):
+        value = getattr(arguments, key)
+        if value is not None and (problem := field.problem(value)):
+            return f"--{key}: {problem}"
+    if arguments.rates is not None and (problem := scenarios.RATES["rates"].problem(arguments.rates)):
+        return f"--rates: {problem}"
+    if not arguments.contenders or "direct" in arguments.contenders:
+        return "--contenders: name at least one, and not `direct`, which the scenarios bring themselves"
+    if len(set(arguments.contenders)) != len(arguments.contenders):
+        return "--contenders: a name stands twice"
+    if not arguments.no_history and not arguments.list:
+        # Before an hour of load, and not after it.
+        try:
+            open(arguments.history, "a", encoding="utf-8").close()
+        except OSError as error:
+            return f"--history: {error}"
+    return ""
 
 
 def machine_options(parser):

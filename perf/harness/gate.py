@@ -26,6 +26,8 @@ from harness.contender import CannotMeasure
 
 # What takes part; the judges' scenarios bring their own.
 CONTENDERS = ["claviger", "nginx"]
+# The rate of an open loop is one that this one holds; the others must hold it too.
+BASELINE = "nginx"
 # A deliberate slow-down's size, in the CPU of a saturated request.
 PROVED_PERCENT = 12.0
 # Instructions of the first try, from which the cost of more is reckoned.
@@ -39,20 +41,25 @@ class Verdict:
     errors: int = 0
     attempts: int = 1
     why_not: str = ""  # if nothing could be measured
+    failed: str = ""  # what is red whatever the figure is
+    rate: int | None = None  # requests per second offered, in an open loop
 
     @property
     def red(self):
-        return self.value is not None and (self.value > self.ceiling.ceiling or self.errors > 0)
+        return bool(self.failed) or self.value is not None and (self.value > self.ceiling.ceiling or self.errors > 0)
 
     def shown(self):
         one = self.ceiling
+        if self.failed:
+            return f"RED      {one.name}: {self.failed}, attempt {self.attempts}"
         if self.value is None:
             return f"NOT HELD {one.name}: {self.why_not}"
         word = "RED     " if self.red else "held    "
         more = f", {self.errors} errors" if self.errors else ""
+        rate = f", at {self.rate:,}/s" if self.rate else ""
         again = f", attempt {self.attempts}" if self.attempts > 1 else ""
         provisional = "" if one.noise else " (provisional)"
-        return f"{word} {one.name}: {one.shown(self.value)}, ceiling {one.ceiling:.3f}{provisional}{more}{again}"
+        return f"{word} {one.name}: {one.shown(self.value)}, ceiling {one.ceiling:.3f}{provisional}{rate}{more}{again}"
 
 
 def main():
@@ -60,9 +67,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
     try:
         options = compare.prepare(arguments)
-        held = [one for one in ceilings.load() if not arguments.only or one.name in arguments.only]
-        if not held:
-            raise CannotMeasure(f"no ceiling is called {', '.join(arguments.only)}")
+        held = chosen(ceilings.load(), arguments.only)
         if arguments.study:
             return study(options, held, arguments)
         if arguments.prove is not None:
@@ -75,12 +80,20 @@ def main():
         return 2
 
 
+def chosen(held, only):
+    """The ceilings that were asked for. A name that is misspelt must not leave one out unseen."""
+    unknown = sorted(set(only or []) - {one.name for one in held})
+    if unknown:
+        raise CannotMeasure(f"no ceiling is called {', '.join(unknown)}; there are {', '.join(one.name for one in held)}")
+    return [one for one in held if not only or one.name in only]
+
+
 def gate(options, held, run=None):
     run = run or measurer(options, held)
     print(machine.summary())
     verdicts = judge(held, run)
     red = [one for one in verdicts if one.red]
-    lacking = [one for one in verdicts if one.value is None]
+    lacking = [one for one in verdicts if one.value is None and not one.failed]
     if lacking:
         print(f"{len(lacking)} of {len(verdicts)} ceilings could not be held here; see NOT HELD above")
     if red:
@@ -117,10 +130,26 @@ def verdicts_of(ours, run, attempts=1):
         return [Verdict(one, None, attempts=attempts, why_not=str(reason)) for one in ours]
     found = []
     for one in ours:
+        rate = next((line["rate"] for line in lines if "rate" in line), None)
+        if failed := failure(one, lines):
+            found.append(Verdict(one, None, attempts=attempts, failed=failed, rate=rate))
+            continue
         errors = sum(sum((line.get("errors") or {}).get("all", [])) for line in lines
                      if line["contender"] == one.contender and isinstance(line.get("errors"), dict))
-        found.append(Verdict(one, one.value(lines), errors, attempts))
+        found.append(Verdict(one, one.value(lines), errors, attempts, rate=rate))
     return found
+
+
+def failure(ceiling, lines):
+    """What speaks against the run itself, or nothing. A rate that nginx holds and Claviger does not is a failure of
+    Claviger's, and no reason to judge it at a lower one. A figure of which most rounds were lagging proves nothing."""
+    for line in lines:
+        if line["contender"] == ceiling.contender and "not_held" in line:
+            return f"answers {line['not_held']:,}/s of {line.get('rate', 0):,}/s offered, which {BASELINE} holds"
+        if line["contender"] in (ceiling.contender, ceiling.against) \
+                and line.get("invalid_rounds", 0) * 2 > line.get("rounds", 1):
+            return f"the load lagged in {line['invalid_rounds']} of {line['rounds']} rounds with {line['contender']}"
+    return ""
 
 
 def measurer(options, held):
@@ -129,7 +158,7 @@ def measurer(options, held):
         one = scenarios.load(name).sized("gate")
         one = dataclasses.replace(one, rounds=one.rounds * more_rounds, direct=False)
         needed = {who for ceiling in held if ceiling.scenario == name for who in (ceiling.contender, ceiling.against)}
-        these = dataclasses.replace(options, contenders=[who for who in options.contenders if who in needed])
+        these = dataclasses.replace(options, sustain=False, sustained_by=BASELINE, contenders=[who for who in options.contenders if who in needed])
         return history.lines(list(measures.measure(these, one, compare.teller(options))), {})
 
     return run
@@ -196,6 +225,9 @@ def prove(options, held, percent):
     for one in ratios:
         run = lambda instructions: value_with(options, one, instructions)
         plain = run(0)
+        if plain > one.ceiling:
+            raise CannotMeasure(f"{one.name}: cannot prove anything: {one.shown(plain)} as it is, and the ceiling is "
+                                f"{one.ceiling:.3f}: it would be red without a slow-down")
         tried = run(TRIED_INSTRUCTIONS)
         cost = (tried / plain - 1) / TRIED_INSTRUCTIONS
         if cost <= 0:
@@ -205,11 +237,17 @@ def prove(options, held, percent):
         instructions = min(slowdown.INSTRUCTIONS_MAX, max(1, round(percent / 100 / cost)))
         slow = dataclasses.replace(options, slow={one.contender: instructions})
         verdict, = judge([one], measurer(slow, [one]), say=lambda _: None)
+        if verdict.value is None:
+            print(f"MISSED {one.name}: red for another reason: {verdict.failed or verdict.why_not}")
+            missed += 1
+            continue
         print(f"{'SEEN  ' if verdict.red else 'MISSED'} {one.name}: {one.shown(plain)} as it is; "
               f"{verdict.value / plain - 1:+.1%} by {instructions} instructions in each of {one.contender}'s system "
               f"calls: {one.shown(verdict.value)}, ceiling {one.ceiling:.3f}, "
               f"{'red' if verdict.red else 'not red'} after {verdict.attempts} attempts", flush=True)
         missed += not verdict.red
+    if others := [one.name for one in held if one not in ratios]:
+        print(f"not proved, since a slow-down changes none of them: {', '.join(others)}")
     return 1 if missed else 0
 
 
@@ -231,6 +269,11 @@ def parse_args():
     parser.add_argument("--verbose", action="store_true", help="a line per turn, also when not on a terminal")
     compare.machine_options(parser)
     arguments = parser.parse_args()
-    # On a shared machine the scenarios' own rate may be too high.
-    arguments.contenders, arguments.sustain = CONTENDERS, True
+    arguments.contenders, arguments.sustain = CONTENDERS, False
+    if arguments.study is not None and arguments.study < 2:
+        parser.error("--study needs at least 2 runs to tell how steady a figure is")
+    if arguments.update and not arguments.study:
+        parser.error("--update goes with --study: it writes what a study saw")
+    if arguments.prove is not None and not 0 < arguments.prove <= 1000:
+        parser.error("--prove takes a slow-down from above 0 to 1000 percent")
     return arguments

@@ -104,6 +104,8 @@ def rows(bench, scenario, results, label=None, at=None, **more):
             if key not in NOT_FIGURES:
                 figures[key] = [one[key] for one in rounds if key in one]
         marks = {"valid": all(one.get("valid", True) for one in rounds)}
+        if lagging := sum(not one.get("valid", True) for one in rounds):
+            marks["invalid_rounds"] = lagging
         if "load_core_busy" in figures:
             marks["judge_bound"] = statistics.median(figures["load_core_busy"]) > BUSY
         notes = sorted({one["note"] for one in rounds if one.get("note")})
@@ -192,7 +194,10 @@ def saturated(options, scenario, names, tell, label=None, at=None, **shape):
 
 def open_loop(options, scenario, names, tell):
     """Open loop: the same offered load for all. Those that cannot hold a rate are told so, and left out of it."""
-    rates = [sustainable_rate(options, names, scenario)] if options.sustain else scenario.rates
+    rates = scenario.rates
+    if options.sustained_by in names or options.sustain:
+        deciding = [options.sustained_by] if options.sustained_by in names else names
+        rates = [sustainable_rate(options, deciding, scenario)]
     with Bench(options, names) as bench:
         everyone = list(bench.names)
         for rate in rates:

@@ -1,4 +1,5 @@
 import unittest
+from unittest import mock
 
 from harness import ceilings, gate, measures
 from harness.contender import CannotMeasure
@@ -73,6 +74,9 @@ class Ceilings(unittest.TestCase):
                      "`x` is no scenario with a [gate] size")
         self.refused("ceiling = 10\n", "ceiling = 10\nfloor = 3\n", "unknown key `floor`")
         self.refused("deviation = 0.01", "deviation = 0.03", "would go red by chance")
+        self.refused("mean = 0.65", 'mean = "0.65"', "finite numbers only")
+        self.refused("mean = 0.65", "mean = nan", "finite numbers only")
+        self.refused('against = "nginx"', 'against = "nginy"', "`against` must be nginx or wrk")
         self.refused("runs = 20, ", "", "`noise` must have")
         with self.assertRaisesRegex(CannotMeasure, "there is no ceiling"):
             ceilings.parse("", "it.toml", KNOWN)
@@ -137,6 +141,38 @@ class Gate(unittest.TestCase):
         verdict = self.judge(run)[0]
         self.assertTrue(verdict.red)
         self.assertIn("2 errors", verdict.shown())
+
+    def test_a_rate_that_only_nginx_holds_is_red(self):
+        def run(name, more_rounds):
+            return [{"contender": "claviger", "not_held": 7_000, "rate": 10_000}, line("nginx", [10])]
+
+        verdict = self.judge(run)[0]
+        self.assertTrue(verdict.red)
+        self.assertIn("RED      cpu: answers 7,000/s of 10,000/s offered, which nginx holds, attempt 2", verdict.shown())
+
+    def test_the_verdict_shows_the_rate(self):
+        def run(name, more_rounds):
+            return [{**line("claviger", [5]), "rate": 8_000}, line("nginx", [10])]
+
+        self.assertIn(", at 8,000/s", self.judge(run)[0].shown())
+
+    def test_a_load_that_lagged_in_most_rounds_is_red(self):
+        for lagging, red in ((2, True), (1, False)):
+            def run(name, more_rounds):
+                return [line("claviger", [1, 1, 1]), {**line("nginx", [10, 10, 10]), "invalid_rounds": lagging, "rounds": 3}]
+
+            self.assertEqual(self.judge(run)[0].red, red)
+
+    def test_a_misspelt_ceiling_is_refused_next_to_a_known_one(self):
+        self.assertEqual(gate.chosen(self.held, ["cpu"]), self.held[:1])
+        self.assertEqual(gate.chosen(self.held, None), self.held)
+        with self.assertRaisesRegex(CannotMeasure, "no ceiling is called cqu; there are cpu, memory"):
+            gate.chosen(self.held, ["cpu", "cqu"])
+
+    def test_what_is_red_already_proves_nothing(self):
+        with mock.patch.object(gate, "value_with", lambda options, one, instructions: 0.71):
+            with self.assertRaisesRegex(CannotMeasure, "cpu: cannot prove anything"):
+                gate.prove(None, self.held, 12)
 
     def test_the_others_errors_are_not_ours(self):
         def run(name, more_rounds):

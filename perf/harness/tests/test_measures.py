@@ -1,4 +1,6 @@
+import contextlib
 import ctypes
+import io
 import os
 import subprocess
 import sys
@@ -6,7 +8,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from harness import bench, contender, history, idle, machine, measures, scenario, slowdown, tables
+from harness import bench, compare, contender, history, idle, machine, measures, scenario, slowdown, tables
 from harness.contender import CannotMeasure
 
 
@@ -121,6 +123,19 @@ class Counting(unittest.TestCase):
             (Path(directory) / "access.log").write_text('{"path":"/ok"}\n{"path":"/echo"}\n{"path":"/ok"}\n')
             (Path(directory) / "state" / "audit").write_text('{"path":"/ok","again":"/ok"}\n{"path":"/okay"}\n')
             self.assertEqual(bench.log_lines(directory, "/ok"), 3)
+
+
+class Arguments(unittest.TestCase):
+    def test_what_cannot_be_measured_is_refused_before_the_load(self):
+        for given in (["--rounds", "0"], ["--rounds", "-1"], ["--seconds", "nan"], ["--seconds", "0.001"], ["--rates", "0"],
+                      ["--contenders", "direct"], ["--contenders", ","], ["--contenders", "nginx,nginx"],
+                      ["--history", "/nowhere/at/all"]):
+            with self.subTest(given), contextlib.redirect_stderr(io.StringIO()) as said:
+                with self.assertRaises(SystemExit):
+                    compare.parse_args(["--no-history", *given] if given[0] != "--history" else given)
+                self.assertIn(given[0], said.getvalue())
+        good = compare.parse_args(["--no-history", "--rounds", "1", "--seconds", "0.5", "--rates", "5,10"])
+        self.assertEqual((good.rounds, good.seconds, good.rates), (1, 0.5, [5, 10]))
 
 
 class Templates(unittest.TestCase):
