@@ -335,7 +335,7 @@ class Load:
         self.bench, self.names, self.endpoint = bench, names, endpoint
         job_check.ask_control(bench.control, "POST", "/__stats/reset")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.PIPE, text=True)
+                                        stderr=subprocess.PIPE, text=True, preexec_fn=machine.dies_with_us())
         bench.stack.callback(stop, self.process)
         self.lines, self.ready = [], threading.Event()
         self.reader = threading.Thread(target=self.read, daemon=True)
@@ -379,8 +379,10 @@ def log_lines(directory, path):
 def before(cpus, slow=0):
     """What a child does before it becomes the program."""
     slow_down = slowdown.dearer_system_calls(slow) if slow else None
+    die_with_us = machine.dies_with_us()
 
     def run():
+        die_with_us()
         os.sched_setaffinity(0, set(cpus))
         if slow_down:
             slow_down()

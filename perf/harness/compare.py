@@ -10,7 +10,6 @@ Exit code: 0 all was measured, 2 something could not be (all else was).
 import argparse
 import dataclasses
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,8 +22,7 @@ from harness.contender import CannotMeasure
 
 def main():
     arguments = parse_args()
-    # SIGTERM ends us as Ctrl-C does, so that what we started is stopped.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    machine.end_on_signals()
     try:
         return compare(arguments)
     except CannotMeasure as reason:

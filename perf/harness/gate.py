@@ -14,7 +14,6 @@ Exit code: 0 all ceilings hold (or, with --prove, the slow-down was seen), 1 red
 import argparse
 import dataclasses
 import json
-import signal
 import statistics
 import sys
 import time
@@ -64,7 +63,7 @@ class Verdict:
 
 def main():
     arguments = parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))
+    machine.end_on_signals()
     try:
         options = compare.prepare(arguments)
         held = chosen(ceilings.load(), arguments.only)

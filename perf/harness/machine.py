@@ -1,10 +1,13 @@
 """What the kernel knows: who we are, where processes run, what they have used."""
 
+import atexit
 import contextlib
+import ctypes
 import fcntl
 import os
 import platform
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +18,9 @@ from harness.contender import ROOT
 # Descriptors that we and all that we start may open: 8,000 idle connections have two ends, and some contenders
 # reserve descriptors for every connection they might have.
 DESCRIPTORS = 65_536
+
+# Of prctl(2).
+PR_SET_PDEATHSIG = 1
 
 # What decides the figures. Documents and other results do not.
 MEASURED_PATHS = ["Cargo.toml", "Cargo.lock", "proxy", "loadgen", "mock-upstream", "perf/harness", "perf/contenders",
@@ -72,15 +78,48 @@ def allow_descriptors():
 
 
 def take_priority():
-    """The scheduler weighs sessions against each other first: give ours all the weight."""
-    with contextlib.suppress(PermissionError):
-        os.setsid()  # Or we lead a session already.
+    """The scheduler weighs sessions against each other first: give ours all the weight, until we end.
+
+    Not a session of our own: it would have no terminal, and Ctrl-C would not reach us. Whoever else is in this session
+    shares the weight meanwhile.
+    """
+    autogroup = Path("/proc/self/autogroup")
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("-20")
+        before = autogroup_nice(autogroup.read_text())
+        autogroup.write_text("-20")
+        atexit.register(restore_autogroup, autogroup, before)
     try:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     except OSError as error:
         print(f"--priority: {error}; run as root", file=sys.stderr)
+
+
+def restore_autogroup(path, nice):
+    # The kernel refuses a second change within a tenth of a second to those who may not do everything.
+    with contextlib.suppress(OSError):
+        path.write_text(str(nice))
+
+
+def autogroup_nice(text):
+    """Out of `/autogroup-123 nice 0`."""
+    words = text.split()
+    return int(words[words.index("nice") + 1]) if "nice" in words else 0
+
+
+def end_on_signals():
+    """SIGTERM and a terminal that went away end us as Ctrl-C does, so that what we started is stopped."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(2))
+
+
+def dies_with_us():
+    """A function to call in a child: the kernel ends it if we are killed and cannot."""
+    libc = ctypes.CDLL(None)
+
+    def ask():
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+    return ask
 
 
 @contextlib.contextmanager

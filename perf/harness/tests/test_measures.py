@@ -125,6 +125,24 @@ class Counting(unittest.TestCase):
             self.assertEqual(bench.log_lines(directory, "/ok"), 3)
 
 
+class Ending(unittest.TestCase):
+    def test_a_child_ends_when_we_are_killed(self):
+        program = ("import subprocess, sys, time\nfrom harness import machine\n"
+                   "child = subprocess.Popen(['sleep', '60'], preexec_fn=machine.dies_with_us())\n"
+                   "print(child.pid, flush=True)\ntime.sleep(60)")
+        with subprocess.Popen([sys.executable, "-B", "-c", program], stdout=subprocess.PIPE, text=True,
+                              cwd=contender.PERF) as parent:
+            # The child holds the other end of this pipe too: it is closed when both have ended.
+            child = int(parent.stdout.readline())
+            parent.kill()
+            self.assertEqual(parent.stdout.read(), "")
+        self.assertGreater(child, 0)
+
+    def test_what_the_kernel_says_of_an_autogroup(self):
+        self.assertEqual(machine.autogroup_nice("/autogroup-123 nice -5\n"), -5)
+        self.assertEqual(machine.autogroup_nice(""), 0)
+
+
 class Arguments(unittest.TestCase):
     def test_what_cannot_be_measured_is_refused_before_the_load(self):
         for given in (["--rounds", "0"], ["--rounds", "-1"], ["--seconds", "nan"], ["--seconds", "0.001"], ["--rates", "0"],
