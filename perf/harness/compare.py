@@ -40,22 +40,28 @@ def compare(arguments):
             print(f"{one.name:20} {one.kind:10} {one.description}")
         return 0
     options = prepare(arguments)
-    common = {"time": history.now(), **machine.describe()}
+    changed_size = arguments.quick or arguments.rounds is not None or arguments.seconds is not None
+    common = {"time": history.now(), **machine.describe(), "size": "quick" if changed_size else "full",
+              "binaries": machine.binaries(contenders.target_dir() / "release", ("claviger", "loadgen", "mock-upstream"))}
+    if stale := machine.older_than_source(common["binaries"]):
+        print(f"older than the newest source file: {', '.join(stale)}; cargo build --release brings them up to date",
+              file=sys.stderr)
     print(f"{common['machine']}\ncommit {common['commit']}{' with changes' if common['dirty'] else ''}")
     incomplete, began = [], time.monotonic()
     for number, one in enumerate(chosen, 1):
         print(f"\n{one.name} ({number} of {len(chosen)}, {(time.monotonic() - began) / 60:.0f} min so far): "
               f"{one.description}", flush=True)
-        rows = []
+        rows, whole = [], False
         try:
             for row in measures.measure(options, one, teller(options)):
                 rows.append(row)
+            whole = True
         except CannotMeasure as reason:
             print(f"  could not be measured: {reason}", file=sys.stderr)
             incomplete.append(one.name)
         finally:
             # Also when interrupted: what was yielded is complete.
-            lines = history.lines(rows, common)
+            lines = history.lines(rows, common if whole else {**common, "partial": True})
             if lines and not arguments.no_history:
                 history.append(arguments.history, lines)
         if any("failed_because" in line for line in lines):

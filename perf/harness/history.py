@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from harness import stats
-from harness.contender import PERF
+from harness.contender import PERF, CannotMeasure
 
 PATH = PERF / "history.ndjson"
 # The contender that all others are held against.
@@ -51,25 +51,38 @@ def baseline_of(rows, row):
 
 
 def append(path, new):
+    # A line that was cut off must not swallow the first of these.
+    with open(path, "ab+") as file:
+        file.seek(0, 2)
+        if file.tell() and (file.seek(-1, 2), file.read(1))[1] != b"\n":
+            file.write(b"\n")
     with open(path, "a", encoding="utf-8") as history:
         for line in new:
             history.write(json.dumps(line) + "\n")
 
 
 def read(path=PATH):
-    """All lines. One that was cut off in the middle, as the last may be, is left out."""
+    """All lines. The last may be cut off in the middle, and is left out then; any other must be whole."""
     found = []
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    shown = Path(path).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(shown, 1):
         try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
+            one = json.loads(line)
+            if not isinstance(one, dict):
+                raise ValueError("no object")
+        except ValueError as error:
+            if number == len(shown):
+                break
+            raise CannotMeasure(f"{path}, line {number}: {error}; take the line out, or put it right") from None
+        found.append(one)
     return found
 
 
 def latest(all_lines, commit=None):
     """Of each scenario the lines of the last run that has it: ratios hold within one run only."""
     runs = {}
+    # Those of a quick run inform whoever ran it. Lines from before sizes were noted count as full.
+    all_lines = [line for line in all_lines if line.get("size", "full") == "full" and not line.get("partial")]
     for line in all_lines:
         if commit is None or line["commit"].startswith(commit):
             runs[line["scenario"]] = max(runs.get(line["scenario"], ""), line["time"])

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import ctypes
 import fcntl
+import hashlib
 import os
 import platform
 import resource
@@ -65,6 +66,23 @@ def commit():
         "commit": git("rev-parse", "--short=12", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain", "--", *MEASURED_PATHS)),
     }
+
+
+def binaries(directory, names):
+    """Which programs are measured: name -> the first digits of their SHA-256 and when they were built."""
+    found = {}
+    for name in names:
+        path = Path(directory) / name
+        with contextlib.suppress(OSError):
+            found[name] = {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:12], "built": int(path.stat().st_mtime)}
+    return found
+
+
+def older_than_source(built, root=ROOT):
+    """Names of those that were built before some source file of this tree was last changed."""
+    newest = max((int(path.stat().st_mtime) for part in ("proxy", "loadgen", "mock-upstream")
+                  for path in (Path(root) / part).rglob("*.rs")), default=0)
+    return [name for name, one in built.items() if one["built"] < newest]
 
 
 def allow_descriptors():

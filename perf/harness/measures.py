@@ -31,6 +31,8 @@ BUSY = 0.90
 HELD = 0.98
 # Rates tried in turn until every contender holds one.
 RATES = [10_000, 8_000, 5_000, 2_000, 1_000]
+# How long a load may take until all its connections are open.
+READY_SECONDS = 15
 # The load itself sends these: Host, User-Agent, Accept and Authorization.
 OWN_HEADERS = 4
 # Connections of the judges' own measures end by themselves; a server that hangs must not hold us forever.
@@ -532,7 +534,8 @@ def changes(bench, scenario, turn, tell):
 def start_load(bench, scenario, name):
     load = bench.loadgen_start([name], *offered(scenario), *timing(scenario))
     # It says so when all connections are open and the warm-up begins.
-    load.ready.wait(2)
+    if not load.ready.wait(READY_SECONDS) or not any(line.startswith("ready:") for line in load.lines):
+        raise CannotMeasure(f"the load on {name} did not say that it is ready: {' '.join(load.lines[-3:])}")
     time.sleep(scenario.warmup)
     return load
 

@@ -1,5 +1,6 @@
 import contextlib
 import ctypes
+import hashlib
 import io
 import os
 import subprocess
@@ -221,6 +222,35 @@ class History(unittest.TestCase):
         self.assertGreater(len(found), 5)
         for line in found:
             tables.terminal([line])
+
+    def test_a_line_that_was_cut_off_swallows_no_other(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "history"
+            history.append(path, [{"a": 1}])
+            path.write_text(path.read_text() + '{"b": ')
+            self.assertEqual(history.read(path), [{"a": 1}])
+            history.append(path, [{"c": 1}])
+            self.assertEqual(path.read_text().splitlines(), ['{"a": 1}', '{"b": ', '{"c": 1}'])
+            with self.assertRaisesRegex(CannotMeasure, "line 2: "):
+                history.read(path)
+
+    def test_binaries_are_told_apart_and_old_ones_found(self):
+        with tempfile.TemporaryDirectory() as directory:
+            (Path(directory) / "proxy").mkdir()
+            (Path(directory) / "proxy" / "main.rs").write_text("")
+            (Path(directory) / "claviger").write_bytes(b"program")
+            found = machine.binaries(directory, ["claviger", "loadgen"])
+            self.assertEqual(found["claviger"]["sha256"], hashlib.sha256(b"program").hexdigest()[:12])
+            self.assertEqual(list(found), ["claviger"])
+            os.utime(Path(directory) / "claviger", (1, 1))
+            self.assertEqual(machine.older_than_source(machine.binaries(directory, ["claviger"]), directory), ["claviger"])
+            os.utime(Path(directory) / "proxy" / "main.rs", (1, 1))
+            self.assertEqual(machine.older_than_source(machine.binaries(directory, ["claviger"]), directory), [])
+
+    def test_only_whole_runs_of_full_size_are_shown(self):
+        line = {"scenario": "a", "time": "1", "commit": "abc"}
+        lines = [line, {**line, "time": "2", "size": "quick"}, {**line, "time": "3", "partial": True}]
+        self.assertEqual(history.latest(lines), [line])
 
     def test_the_last_run_of_each_scenario_counts(self):
         def line(scenario, time, commit="abc"):
