@@ -27,6 +27,8 @@ from harness.contender import CannotMeasure, NotSupported, fill, find_program, f
 
 # A core busier than this is at its limit: what it drives or measures is then its own figure.
 BUSY = 0.90
+# A contender that gets less of its core than this, in a closed loop, shares it with something else.
+STARVED = 0.80
 # A rate is held if this share of it is answered, without errors.
 HELD = 0.98
 # Rates tried in turn until every contender holds one.
@@ -110,6 +112,10 @@ def rows(bench, scenario, results, label=None, at=None, **more):
             marks["invalid_rounds"] = lagging
         if "load_core_busy" in figures:
             marks["judge_bound"] = statistics.median(figures["load_core_busy"]) > BUSY
+        # In a closed loop somebody is at the limit. If neither the contender nor the judge is, others had the core.
+        if scenario.kind in ("saturated", "growth") and not marks.get("judge_bound") and "proxy_core_busy" in figures \
+                and name != DIRECT and statistics.median(figures["proxy_core_busy"]) < STARVED:
+            marks["starved"] = True
         notes = sorted({one["note"] for one in rounds if one.get("note")})
         if errors := sum((collections.Counter(one.get("error_kinds", {})) for one in rounds), collections.Counter()):
             notes.append("errors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items())))
@@ -276,6 +282,8 @@ def added(options, scenario, names, tell):
                            "upstream_tls": one.upstream_tls})
             yield Row(label, scenario.kind, DIRECT, bench.running[DIRECT].version, scenario.shown(), None,
                       absolute(by_name[DIRECT]), {"valid": document["valid"], "rate": rate})
+            # Those that take no part, and why.
+            yield from rows(bench, scenario, {}, label, rate=rate)
             for name in bench.names:
                 if name not in holding:
                     yield Row(label, scenario.kind, name, bench.running[name].version, scenario.shown(), None, {},

@@ -107,6 +107,8 @@ def remarks(line):
         found.append("does not hold this rate")
     if line.get("judge_bound"):
         found.append("judge-bound")
+    if line.get("starved"):
+        found.append("starved: its core was busy with others")
     if line.get("shared_core"):
         found.append("shares a core with the load")
     if line.get("valid") is False:

@@ -49,6 +49,17 @@ class Reading(unittest.TestCase):
         self.assertEqual(nginx.figures["errors"], [1, 5])
         self.assertEqual(caddy.marks, {"failed_because": "ended"})
 
+    def test_a_contender_whose_core_others_use_is_marked(self):
+        class Bench:
+            running = {"nginx": measures.Row("", "", "nginx", "1", {})}
+            failed = {}
+
+        Bench.running["nginx"].tls = Bench.running["nginx"].upstream_tls = ""
+        for busy, load, starved in ((0.3, 0.3, True), (0.97, 0.3, None), (0.3, 0.97, None)):
+            one = {**measures.figures("nginx", document()), "proxy_core_busy": busy, "load_core_busy": load}
+            row, = measures.rows(Bench, scenario.load("saturated"), {"nginx": [one]})
+            self.assertEqual(row.marks.get("starved"), starved)
+
     def test_a_body_is_counted_in_gigabytes(self):
         found = measures.bulk("nginx", document(), 10_000_000)
         self.assertAlmostEqual(found["mb_per_s"], 5.0)
