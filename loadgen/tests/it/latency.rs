@@ -154,9 +154,10 @@ fn the_table_shows_what_matters() {
 
 #[test]
 fn what_others_use_meanwhile_is_told() {
-    // The server is this very process.
     let server = Server::plain(|_, out| ok(out, ""));
-    let ourselves = format!("server={}", std::process::id());
+    // One that is always busy, with a single thread that does not end.
+    let busy = Busy::start();
+    let watched = format!("busy={}", busy.0.id());
     let (code, document) = measure(&[
         &format!("http://{}/", server.address),
         "--concurrency",
@@ -166,12 +167,31 @@ fn what_others_use_meanwhile_is_told() {
         "--warmup",
         "0ms",
         "--watch",
-        &ourselves,
+        &watched,
         "--watch",
         "gone=4194304",
     ]);
     assert_eq!(code, 0);
-    let cpu = number(&document["watched"]["server"]["cpu_us_per_request"]);
+    let cpu = number(&document["watched"]["busy"]["cpu_us_per_request"]);
     assert!(cpu > 1.0, "{cpu} us per request");
     assert!(document["watched"]["gone"]["cpu_s"].is_null());
+}
+
+/// A process that uses all the CPU it gets, until this is dropped.
+struct Busy(std::process::Child);
+
+impl Busy {
+    fn start() -> Self {
+        let child = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn();
+        Self(child.expect("a shell"))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
