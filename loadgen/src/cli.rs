@@ -18,6 +18,7 @@ use crate::gate::{self, Gate};
 use crate::live::Progress;
 use crate::plan::{Load, Plan, nanos};
 use crate::rate::Course;
+use crate::request::{Request, RequestKind};
 use crate::rt::DriverChoice;
 use crate::schedule::Arrivals;
 use crate::target::{StatusSet, Target, TlsTarget, Url};
@@ -134,7 +135,8 @@ pub struct Args {
     pub expect_body_file: Option<PathBuf>,
 
     /// Fail (exit code 1) if this holds: 'p99>5ms', 'errors>0.1%', 'rps<9900', 'NAME:p50>1ms',
-    /// 'diff.p50>60us', 'lag.p99>50us'
+    /// 'diff.p50>60us', 'lag.p99>50us', 'sse.delay.p99>20ms', 'websocket.round_trip.p99>5ms'. All
+    /// metrics are listed below
     #[arg(long = "fail-if", value_name = "CONDITION")]
     pub fail_if: Vec<String>,
 
@@ -191,6 +193,11 @@ Times carry a unit: 500us, 20ms, 10s, 2m.
 Ctrl-C (or SIGTERM) stops the load and reports what was measured until then; a second one ends at
 once.
 
+Metrics of --fail-if: errors, rps, mean, max, pN (p50, p99.9, ...); lag.pN of the generator;
+diff.p50, p90, p99, p99.9 and max against the last target; sse.first_event, sse.gap, sse.jitter,
+sse.delay, websocket.handshake and websocket.round_trip, each with .mean, .pN or .max. --slo takes the
+same, but for rps, lag and diff. A stream of which nothing was measured fails.
+
 Exit codes: 0 measured; 1 a --fail-if condition held, or no request to a target succeeded; 2 could
 not start; 3 the generator lagged too much for the result to mean anything; 130 or 143 stopped by
 Ctrl-C or SIGTERM.
@@ -216,7 +223,7 @@ impl Args {
             .fail_if
             .iter()
             .map(|text| {
-                let gate = Gate::parse(text)?;
+                let gate = Gate::parse(text).map_err(|error| format!("--fail-if {error}"))?;
                 match &gate.target {
                     Some(name) if !targets.iter().any(|target| target.name == *name) => Err(
                         format!("--fail-if `{text}`: there is no target named {name}"),
@@ -228,10 +235,13 @@ impl Args {
                             "--fail-if `{text}`: a difference takes two targets"
                         ))
                     }
-                    _ => Ok(gate),
+                    _ => measurable("--fail-if", gate, &targets),
                 }
             })
             .collect::<Result<Vec<_>, _>>()?;
+        for gate in self.load.slo.iter().flat_map(|slo| slo.conditions()) {
+            measurable("--slo", gate.clone(), &targets)?;
+        }
         let course = self.course()?;
         let load = match &course {
             Some(course) => Load::Open {
@@ -396,6 +406,28 @@ impl Args {
             None if self.insecure => Trust::Anyone,
             None => Trust::System,
         }
+    }
+}
+
+/// Refuses a condition about streams or WebSockets where there are none: it could only fail.
+fn measurable(option: &str, gate: Gate, targets: &[Target]) -> Result<Gate, String> {
+    let gate::Metric::Stream(time, _) = gate.metric else {
+        return Ok(gate);
+    };
+    // All targets have the same requests.
+    let there = targets.iter().flat_map(|target| &target.requests);
+    let fits = |request: &Request| match request.kind {
+        RequestKind::Http => false,
+        RequestKind::Sse { .. } => time.is_sse(),
+        RequestKind::WebSocket(_) => !time.is_sse(),
+    };
+    let kind = if time.is_sse() { "sse" } else { "websocket" };
+    match there.into_iter().any(fits) {
+        true => Ok(gate),
+        false => Err(format!(
+            "{option} `{}`: no request is of that kind; give --kind {kind}, or a scenario with one",
+            gate.text
+        )),
     }
 }
 
@@ -594,6 +626,19 @@ mod tests {
             ),
             (&["http://127.0.0.1:1", "--fail-if", "p99>1"], "--fail-if"),
             (&["http://127.0.0.1:1", "--fail-if", "x:p99>1s"], "named x"),
+            (
+                &["http://127.0.0.1:1", "--fail-if", "sse.gap.p99>1s"],
+                "--kind sse",
+            ),
+            (
+                &[
+                    "http://127.0.0.1:1",
+                    "--kind=sse",
+                    "--find-max",
+                    "--slo=websocket.handshake.max<1s",
+                ],
+                "--kind websocket",
+            ),
             (
                 &["http://127.0.0.1:1", "--fail-if", "diff.p99>1s"],
                 "two targets",

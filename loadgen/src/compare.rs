@@ -68,6 +68,9 @@ pub enum Finding {
 /// all five go one way in 2 of 32 cases: more than the 5 % that the interval allows.
 pub const ROUNDS_MIN: usize = 6;
 
+/// Quantiles at which targets are compared; 1 is the maximum.
+pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 1.0];
+
 /// Compares `subject` with `baseline`, round by round, at the given quantiles. Rounds in which one
 /// of the two has no answer are left out. `None` if none is left.
 pub fn compare(

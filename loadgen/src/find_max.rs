@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::failure::Kind;
-use crate::gate::{Gate, Metric, Time};
+use crate::gate::{At, Gate, Metric, Time};
 use crate::live;
 use crate::plan::{Load, Plan, nanos};
 use crate::rate::Course;
@@ -32,29 +32,33 @@ impl Objective {
     /// A sentence with the forms that are understood.
     pub fn parse(text: &str) -> Result<Self, String> {
         let condition = |part: &str| {
-            Gate::parse(part)
-                .ok()
-                .filter(|gate| gate.target.is_none() && part.contains('<'))
-                .filter(|gate| {
-                    matches!(
-                        gate.metric,
-                        Metric::Latency(_)
-                            | Metric::LatencyMean
-                            | Metric::ErrorShare
-                            | Metric::Errors
-                    )
-                })
+            let gate = Gate::parse(part)?;
+            let looks_at_probes = matches!(
+                gate.metric,
+                Metric::Latency(_)
+                    | Metric::LatencyMean
+                    | Metric::ErrorShare
+                    | Metric::Errors
+                    | Metric::Stream(..)
+            );
+            match gate.target.is_none() && part.contains('<') && looks_at_probes {
+                true => Ok(gate),
+                false => Err(format!(
+                    "`{part}`: write what has to hold, with < or <= and commas between, such as \
+                     'p99<5ms,errors<0.1%', 'mean<1ms', 'max<=1s' or 'sse.first_event.p99<50ms'; \
+                     rps, lag, diff and a target's name have no place here"
+                )),
+            }
         };
-        let conditions: Option<Vec<Gate>> = text.split(',').map(condition).collect();
         Ok(Self {
             text: text.to_owned(),
-            conditions: conditions.ok_or_else(|| {
-                format!(
-                    "`{text}`: write what has to hold, with < or <= and commas between, such as \
-                     'p99<5ms,errors<0.1%', 'mean<1ms' or 'max<=1s'"
-                )
-            })?,
+            conditions: text.split(',').map(condition).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What has to hold.
+    pub fn conditions(&self) -> &[Gate] {
+        &self.conditions
     }
 
     /// The conditions that do not hold, with what was measured.
@@ -64,16 +68,15 @@ impl Objective {
         if requests == 0 {
             return vec!["not a single request was due".to_owned()];
         }
-        let broken = |condition: &&Gate| {
-            let value = value(condition.metric, stats, connections);
-            !condition.holds(value)
-        };
         self.conditions
             .iter()
-            .filter(broken)
-            .map(|condition| {
-                let shown = condition.show(value(condition.metric, stats, connections));
-                format!("{} (measured {shown})", condition.text)
+            .filter_map(|condition| {
+                let shown = match value(condition.metric, stats, connections) {
+                    Some(value) if condition.holds(value) => return None,
+                    Some(value) => condition.show(value),
+                    None => "nothing".to_owned(),
+                };
+                Some(format!("{} (measured {shown})", condition.text))
             })
             .collect()
     }
@@ -84,7 +87,9 @@ impl Objective {
             .conditions
             .iter()
             .map(|condition| match condition.metric {
-                Metric::Latency(quantile) => (1.0 - quantile).max(SHARE_MIN),
+                Metric::Latency(quantile) | Metric::Stream(_, At::Quantile(quantile)) => {
+                    (1.0 - quantile).max(SHARE_MIN)
+                }
                 _ => 1.0,
             })
             .fold(SHARE_ERRORS, f64::min);
@@ -94,14 +99,18 @@ impl Objective {
     }
 }
 
-fn value(metric: Metric, stats: &Stats, connections: usize) -> f64 {
+/// What was measured; nothing where there were no values.
+fn value(metric: Metric, stats: &Stats, connections: usize) -> Option<f64> {
     let target = &stats.targets[0];
-    match metric {
+    Some(match metric {
+        Metric::Stream(time, at) => {
+            return time.value(at, target.sse.as_deref(), target.websocket.as_deref());
+        }
         Metric::Latency(quantile) => target.corrected.value_at_quantile(quantile) as f64,
         Metric::LatencyMean => target.corrected.mean(),
         Metric::Errors => failed(target, connections) as f64,
         _ => failed(target, connections) as f64 / target.requests().max(1) as f64,
-    }
+    })
 }
 
 /// Failures that count against an objective. The end of a probe cuts off what waits for a connection
@@ -410,6 +419,7 @@ const BUSY: f64 = 0.9;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::record;
 
     /// Searches with a target that holds up to `limit`, and returns the bracket.
     fn bracket(limit: f64) -> Bracket {
@@ -451,8 +461,27 @@ mod tests {
             "p99<5ms,",
         ] {
             let error = Objective::parse(text).unwrap_err();
-            assert!(error.contains("p99<5ms,errors<0.1%"), "{text}: {error}");
+            assert!(error.contains("p99"), "{text}: {error}");
         }
+        let error = Objective::parse("p99<5ms,sse.dealy.p99<5ms").unwrap_err();
+        assert!(error.contains("sse.delay.pN"), "{error}");
+    }
+
+    #[test]
+    fn a_stream_that_nothing_was_measured_of_does_not_hold() {
+        let objective = Objective::parse("sse.first_event.p99<5ms").unwrap();
+        let mut stats = Stats::new(1);
+        stats.targets[0].good = 1_000;
+        assert_eq!(
+            objective.broken(&stats, 1),
+            ["sse.first_event.p99<5ms (measured nothing)"]
+        );
+        let sse = stats.targets[0].sse.get_or_insert_default();
+        record(&mut sse.first_event, 4_000_000);
+        assert!(objective.broken(&stats, 1).is_empty());
+        let sse = stats.targets[0].sse.get_or_insert_default();
+        record(&mut sse.first_event, 6_000_000);
+        assert_eq!(objective.broken(&stats, 1).len(), 1);
     }
 
     #[test]

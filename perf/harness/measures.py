@@ -456,8 +456,8 @@ def sse(options, scenario, names, tell):
                                      *timing(scenario), "--timeout", "60s")
             found = figures(name, document)
             events = document["targets"][0]["sse"]
-            for quantile in ("p50", "p99", "p999"):
-                found[f"event_delay_{quantile}_us"] = events["delay"][quantile]
+            for quantile in ("p50", "p99", "p99.9"):
+                found[f"event_delay_{quantile.replace('.', '')}_us"] = events["delay"][quantile]
             found["first_event_p99_us"] = events["first_event"]["p99"]
             found["events"] = events["delay"]["count"]
             cpu = document["watched"][name]["cpu_s"]

@@ -27,7 +27,7 @@ pub struct LoadArgs {
     #[arg(long, group = "rate", requires = "slo")]
     pub find_max: bool,
 
-    /// What has to hold, such as 'p99<5ms,errors<0.1%'
+    /// What has to hold, such as 'p99<5ms,errors<0.1%' or 'sse.first_event.p99<50ms'
     #[arg(long, value_name = "CONDITIONS", requires = "find_max", value_parser = Objective::parse)]
     pub slo: Option<Objective>,
 

@@ -144,6 +144,7 @@ pub struct Spread {
     /// The 99th percentile.
     pub p99: f64,
     /// The 99.9th percentile.
+    #[serde(rename = "p99.9")]
     pub p999: f64,
     /// The largest.
     pub max: f64,

@@ -18,13 +18,13 @@ pub use self::hgrm::hgrm_paths;
 use self::machine::Machine;
 use crate::board::{Interval, interval_length};
 use crate::clock::{Nanos, SECOND};
-use crate::compare::{self, Difference, Finding};
+use crate::compare::{self, Difference, Finding, QUANTILES};
 use crate::failure::Kind;
 use crate::find_max::Found;
 use crate::gate::{Gate, Metric, Time};
 use crate::plan::{Load, Plan, Timeline, nanos};
 use crate::rt::Driver;
-use crate::stats::{Stats, TargetStats};
+use crate::stats::{SseStats, Stats, TargetStats, WebSocketStats};
 use crate::sys::CpuTime;
 use crate::target::Target;
 use crate::watch::{Cut, Observed, Usage};
@@ -148,6 +148,10 @@ pub struct TargetReport {
     corrected: Histogram<u64>,
     #[serde(skip)]
     uncorrected: Histogram<u64>,
+    #[serde(skip)]
+    sse: Option<Box<SseStats>>,
+    #[serde(skip)]
+    websocket: Option<Box<WebSocketStats>>,
     #[serde(skip)]
     series: Vec<Interval>,
 }
@@ -457,6 +461,8 @@ fn target_report(plan: &Plan, target: &Target, stats: TargetStats, driven: Nanos
         tls: stats.tls,
         corrected: stats.corrected,
         uncorrected: stats.uncorrected,
+        sse: stats.sse,
+        websocket: stats.websocket,
         series: stats.series,
     }
 }
@@ -505,7 +511,7 @@ fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {
         .zip(plan.targets.iter())
         .filter_map(|(stats, target)| {
             let (differences, rounds) =
-                compare::compare(&mut stats.rounds, &mut last.rounds, &COMPARED, plan.seed)?;
+                compare::compare(&mut stats.rounds, &mut last.rounds, &QUANTILES, plan.seed)?;
             Some(Comparison {
                 subject: target.name.clone(),
                 baseline: baseline.clone(),
@@ -515,9 +521,6 @@ fn compare_all(plan: &Plan, stats: &mut Stats) -> Vec<Comparison> {
         })
         .collect()
 }
-
-/// Quantiles at which targets are compared; 1 is the maximum.
-const COMPARED: [f64; 5] = [0.5, 0.9, 0.99, 0.999, 1.0];
 
 fn compared(difference: &Difference) -> ComparedQuantile {
     ComparedQuantile {
@@ -596,10 +599,8 @@ fn judge(gate: &Gate, report: &Report, stats: &Stats) -> Vec<GateReport> {
             .iter()
             .filter(|comparison| wanted(&comparison.subject))
             .filter_map(|comparison| {
-                let line = comparison.quantiles.iter().min_by(|a, b| {
-                    let distance = |line: &ComparedQuantile| (line.quantile - quantile).abs();
-                    distance(a).total_cmp(&distance(b))
-                })?;
+                let mut lines = comparison.quantiles.iter();
+                let line = lines.find(|line| line.quantile == quantile)?;
                 Some(verdict(Some(&comparison.subject), line.difference * 1e3))
             })
             .collect();
@@ -609,6 +610,18 @@ fn judge(gate: &Gate, report: &Report, stats: &Stats) -> Vec<GateReport> {
         .iter()
         .filter(|target| wanted(&target.name))
         .map(|target| {
+            if let Metric::Stream(time, at) = gate.metric {
+                let value = time.value(at, target.sse.as_deref(), target.websocket.as_deref());
+                return match value {
+                    Some(value) => verdict(Some(&target.name), value),
+                    None => GateReport {
+                        condition: gate.text.clone(),
+                        target: Some(target.name.clone()),
+                        value: "nothing".to_owned(),
+                        failed: true,
+                    },
+                };
+            }
             let value = match gate.metric {
                 Metric::Latency(quantile) => target.corrected.value_at_quantile(quantile) as f64,
                 Metric::LatencyMean => target.corrected.mean(),
@@ -659,7 +672,7 @@ mod tests {
 
     #[test]
     fn quantiles_have_their_usual_names() {
-        let names: Vec<_> = COMPARED.into_iter().map(quantile_name).collect();
+        let names: Vec<_> = QUANTILES.into_iter().map(quantile_name).collect();
         assert_eq!(names, ["p50", "p90", "p99", "p99.9", "max"]);
     }
 }

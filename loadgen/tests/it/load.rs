@@ -107,12 +107,54 @@ fn the_mix_is_that_of_the_weights_and_the_same_for_a_seed() {
 }
 
 #[test]
+fn a_stream_without_the_time_asked_for_fails() {
+    let server = Server::plain(|_, out| {
+        out.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 18\r\n\r\ndata: a\n\ndata: b\n\n")?;
+        Ok(Then::Keep)
+    });
+    let (code, document) = measure(&[
+        &format!("http://{}/", server.address),
+        "--kind",
+        "sse",
+        "--rps",
+        "20",
+        "--duration",
+        "500ms",
+        "--warmup",
+        "0ms",
+        "--lag-bound",
+        "10s",
+        "--fail-if",
+        "sse.gap.max>10s",
+        "--fail-if",
+        "sse.delay.p99>10s",
+    ]);
+    assert_eq!(code, 1, "{document:#}");
+    let gate = |index: usize| &document["gates"][index];
+    assert_eq!(gate(0)["failed"], false);
+    // Events without a stamp have no delay, and that is not a small one.
+    assert_eq!(gate(1)["failed"], true);
+    assert_eq!(gate(1)["value"], "nothing");
+}
+
+#[test]
 fn events_and_messages_are_timed_one_by_one() {
     let mock = Mock::start();
     let (code, document) = measure_mock(
         &mock,
         "/sse?n=4&ms=30",
-        &["--kind", "sse", "--rps", "20", "--duration", "1s"],
+        &[
+            "--kind",
+            "sse",
+            "--rps",
+            "20",
+            "--duration",
+            "1s",
+            "--fail-if",
+            "sse.first_event.p99>5s",
+            "--fail-if",
+            "sse.gap.p50<25ms",
+        ],
     );
     assert_eq!(code, 0);
     let figures = target(&document);
@@ -130,9 +172,22 @@ fn events_and_messages_are_timed_one_by_one() {
     let (code, document) = measure_mock(
         &mock,
         "/ws",
-        &["--kind", "websocket", "--rps", "20", "--duration", "500ms"],
+        &[
+            "--kind",
+            "websocket",
+            "--rps",
+            "20",
+            "--duration",
+            "500ms",
+            "--fail-if",
+            "websocket.handshake.max>50s",
+            "--fail-if",
+            "websocket.round_trip.p50>=1ns",
+        ],
     );
-    assert_eq!(code, 0);
+    assert_eq!(code, 1, "its last condition holds");
+    let failed = |index: usize| document["gates"][index]["failed"].as_bool();
+    assert_eq!((failed(0), failed(1)), (Some(false), Some(true)));
     let figures = target(&document);
     assert_eq!(
         (&figures["good"], &figures["status"]["101"]),
