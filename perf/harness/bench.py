@@ -50,7 +50,7 @@ class Options:
     proxy_cpu: int = 0
     load_cpu: int = 1
     extra: dict = field(default_factory=dict)  # contender -> words added to its command line
-    slow: dict = field(default_factory=dict)  # program -> instructions added to its system calls, by the gate's proof
+    slow: dict = field(default_factory=dict)  # program -> the Slowdown of its twin, for the gate's proof
     lock: Path | None = None  # taken around each scenario
     sustain: bool = False  # open loop: only at the highest rate that all hold
     sustained_by: str = ""  # open loop: at the highest rate that this one holds, whether the others do or not
@@ -109,8 +109,8 @@ class Bench:
         self.stack.close()
 
     def drop(self, name, reason):
-        """Goes on without a contender; what it could not do is told in the end. Claviger and the API must work."""
-        if name in (DIRECT, "claviger"):
+        """Goes on without a contender; what it could not do is told in the end. Only the API must work."""
+        if name == DIRECT:
             raise reason
         self.failed[name] = str(reason)
         if name in self.names:
@@ -124,6 +124,16 @@ class Bench:
     def start_upstream(self):
         """The mock API: answers behind either of two keys, on the load's core."""
         tls = self.work / "tls"
+        process, port, self.control = self.spawn_upstream(tls)
+        self.ca, self.cert, self.cert_key = tls / "ca.pem", tls / "cert.pem", tls / "key.pem"
+        self.bundle = write_private(tls / "bundle.pem", self.cert.read_text() + self.cert_key.read_text())
+        self.right_key = write_private(self.work / "right.header", f"Authorization: Bearer {KEY}\n")
+        self.wrong_key = write_private(self.work / "wrong.header", f"Authorization: Bearer {CALLERS_KEY}\n")
+        version = contenders.first_line([self.upstream_program, "--version"])
+        self.running[DIRECT] = Running(DIRECT, "no proxy", version, port, process)
+
+    def spawn_upstream(self, tls, slow=slowdown.NONE):
+        """A mock API with certificates of its own below `tls`; returns its process, its port and that of its control."""
         tls.mkdir()
         keys = write_private(self.work / "keys", f"{KEY}\n{NEXT_KEY}\n")
         process = self.spawn(
@@ -136,7 +146,7 @@ class Bench:
                 "--workers", "1", "--cpus", self.load_cpu,
             ],
             [self.load_cpu],
-            slow=self.options.slow.get("mock-upstream", 0),
+            slow=slow,
             stdout=subprocess.PIPE,
         )
         port = control = None
@@ -148,18 +158,13 @@ class Bench:
                 control = int(words[1].rsplit(":", 1)[1])
             if words == ["ready"]:
                 break
-        self.control = control
         if port is None or control is None:
             raise CannotMeasure(f"mock-upstream did not start:\n{self.output()}")
-        self.ca, self.cert, self.cert_key = tls / "ca.pem", tls / "cert.pem", tls / "key.pem"
-        self.bundle = write_private(tls / "bundle.pem", self.cert.read_text() + self.cert_key.read_text())
-        self.right_key = write_private(self.work / "right.header", f"Authorization: Bearer {KEY}\n")
-        self.wrong_key = write_private(self.work / "wrong.header", f"Authorization: Bearer {CALLERS_KEY}\n")
-        version = contenders.first_line([self.upstream_program, "--version"])
-        self.running[DIRECT] = Running(DIRECT, "no proxy", version, port, process)
+        return process, port, control
 
     def start(self, name):
-        contender = contenders.load(name)
+        program, slow = slowdown.plain(name), slowdown.of(self.options.slow, name)
+        contender = contenders.load(program)
         contender.find()
         directory = self.work / name
         directory.mkdir(mode=0o700)
@@ -171,8 +176,9 @@ class Bench:
             cpu=cpus[0], workers=self.workers, cpus=cpus, routes=self.routes,
             user=contenders.current_user() if os.geteuid() == 0 else None,
         )
-        command = contender.start(job) + self.options.extra.get(name, [])
-        process = self.spawn(command, cpus, slow=self.options.slow.get(name, 0))
+        # A twin's own words stand for those of the command line: both could name the same setting.
+        command = contender.start(job) + (list(slow.words) or self.options.extra.get(program, []))
+        process = self.spawn(command, cpus, slow=slow)
         self.running[name] = Running(name, contender.title, contender.version(), job.port, process, contender, job)
         self.await_accept(name)
 
@@ -188,7 +194,7 @@ class Bench:
                 raise CannotMeasure(f"{name} does not accept on port {one.port}:\n{self.output(name)}")
             time.sleep(0.02)
 
-    def spawn(self, command, cpus, slow=0, **more):
+    def spawn(self, command, cpus, slow=slowdown.NONE, **more):
         """Starts a process pinned to cores, and stops it at the end."""
         more.setdefault("stdout", self.log)
         process = subprocess.Popen(
@@ -223,9 +229,10 @@ class Bench:
         first, second = (self.call(name, "/echo")["connection"] for _ in range(2))
         if first != second:
             raise CannotMeasure(f"{name} does not keep its upstream connections")
-        if name not in self.options.checked:
+        # A twin is the same program.
+        if slowdown.plain(name) not in self.options.checked:
             self.check_whole_job(name)
-            self.options.checked.add(name)
+            self.options.checked.add(slowdown.plain(name))
         # Last: behind it stand several pooled connections, and the check of the job looks for the one.
         self.check_counts(name)
         one.upstream_tls = " ".join(filter(None, (seen["tls"]["version"], seen["tls"]["cipher_suite"])))
@@ -256,7 +263,7 @@ class Bench:
             try:
                 job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name, mock_stats=self.stats)
                 with tempfile.TemporaryDirectory(prefix="claviger-perf-wrong-") as wrong:
-                    job_check.refuses_the_wrong(contenders.load_found(name), Path(wrong), self)
+                    job_check.refuses_the_wrong(contenders.load_found(slowdown.plain(name)), Path(wrong), self)
                 return
             except job_check.Failed as reason:
                 if attempt + 1 == JOB_CHECKS:
@@ -376,9 +383,9 @@ def log_lines(directory, path):
     return sum(line.count(wanted) > 0 for file in files for line in file.read_bytes().splitlines())
 
 
-def before(cpus, slow=0):
+def before(cpus, slow=slowdown.NONE):
     """What a child does before it becomes the program."""
-    slow_down = slowdown.dearer_system_calls(slow) if slow else None
+    slow_down = slowdown.dearer_system_calls(slow.instructions) if slow.instructions else None
     die_with_us = machine.dies_with_us()
 
     def run():

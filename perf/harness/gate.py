@@ -6,9 +6,9 @@ machines that others use too have bad minutes.
 
   perf/gate                    the gate; about two minutes
   perf/gate --study 20         how steady it is: runs it so often and says whether it would flap or sleep
-  perf/gate --prove            makes Claviger, loadgen and mock-upstream dearer on purpose, and expects red
+  perf/gate --prove            makes dearer on purpose what each ceiling is about, and expects red; and green without
 
-Exit code: 0 all ceilings hold (or, with --prove, the slow-down was seen), 1 red, 2 could not measure.
+Exit code: 0 all ceilings hold (or, with --prove, each was proved), 1 red (or not proved), 2 could not measure.
 """
 
 import argparse
@@ -17,20 +17,24 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness import ceilings, compare, history, machine, measures, scenario as scenarios, slowdown, stats
+from harness import ceilings, compare, history, machine, measures, reckoning, scenario as scenarios, slowdown, stats
 from harness.contender import CannotMeasure
+from harness.slowdown import Slowdown
 
 # What takes part; the judges' scenarios bring their own.
 CONTENDERS = ["claviger", "nginx"]
 # The rate of an open loop is one that this one holds; the others must hold it too.
 BASELINE = "nginx"
-# A deliberate slow-down's size, in the CPU of a saturated request.
-PROVED_PERCENT = 12.0
-# Instructions of the first try, from which the cost of more is reckoned.
-TRIED_INSTRUCTIONS = 3_000
+# How far above its ceiling a slow-down is meant to lift a figure, in percent of the ceiling.
+PROVED_PERCENT = 10.0
+# Of the first try, from which the effect of more is reckoned: some tenths of a request.
+TRIED_INSTRUCTIONS = 5_000
+# Rounds of each try, or as many as the gate has.
+TRY_ROUNDS = 3
 
 
 @dataclass
@@ -151,11 +155,11 @@ def failure(ceiling, lines):
     return ""
 
 
-def measurer(options, held):
-    """Measures a scenario at the gate's size, with those in it that some ceiling is about."""
+def measurer(options, held, rounds=None):
+    """Measures a scenario at the gate's size, or with no more rounds than given, with those that ceilings are about."""
     def run(name, more_rounds):
         one = scenarios.load(name).sized("gate")
-        one = dataclasses.replace(one, rounds=one.rounds * more_rounds, direct=False)
+        one = dataclasses.replace(one, rounds=min(one.rounds, rounds or one.rounds) * more_rounds, direct=False)
         needed = {who for ceiling in held if ceiling.scenario == name for who in (ceiling.contender, ceiling.against)}
         these = dataclasses.replace(options, sustain=False, sustained_by=BASELINE, contenders=[who for who in options.contenders if who in needed])
         return history.lines(list(measures.measure(these, one, compare.teller(options))), {})
@@ -215,44 +219,120 @@ def odds(probability):
     return f"one in {1 / probability:,.0f} runs"
 
 
+@dataclass(frozen=True)
+class Means:
+    """How a ceiling's figure is driven up on purpose."""
+
+    words: str  # what was done, with the amount in it
+    slowdown: Callable[[int], slowdown.Slowdown]
+    tried: int  # the amount of the first try
+    most: int  # the greatest amount that is possible
+    tries: int  # before the run that counts, each nearer to what is wanted; none where there is nothing to choose
+
+
+def means(ceiling):
+    """The means for a ceiling's figure. Raises CannotMeasure for one that nothing here drives up."""
+    if ceiling.figure.startswith("cpu_"):
+        return Means("{} instructions in each system call", lambda amount: Slowdown(instructions=amount),
+                     TRIED_INSTRUCTIONS, slowdown.INSTRUCTIONS_MAX, tries=2)
+    if ceiling.figure == "syscalls_per_request" and ceiling.contender == "claviger":
+        return Means("--driver epoll", lambda _: Slowdown(words=("--driver", "epoll")), 1, 1, tries=0)
+    if ceiling.figure == "kb_per_connection":
+        # Fewer tried ones would drown in the noise of the whole process's memory.
+        return Means("{} of the connections with an unread answer", lambda amount: Slowdown(unread=amount),
+                     max(1, ceiling.at // 20), ceiling.at, tries=1)
+    raise CannotMeasure(f"{ceiling.name}: nothing here drives {ceiling.figure} up on purpose; "
+                        "harness/slowdown.py tells what there is")
+
+
 def prove(options, held, percent):
-    """Makes what is measured dearer by a known amount, and expects each ceiling on CPU to go red; and to hold before."""
-    ratios = [one for one in held if one.figure == "cpu_us_per_request" and one.against]
-    if not ratios:
-        raise CannotMeasure("there is no ceiling on CPU per request to prove")
-    missed = 0
-    for one in ratios:
-        run = lambda instructions: value_with(options, one, instructions)
-        plain = run(0)
-        if plain > one.ceiling:
-            raise CannotMeasure(f"{one.name}: cannot prove anything: {one.shown(plain)} as it is, and the ceiling is "
-                                f"{one.ceiling:.3f}: it would be red without a slow-down")
-        tried = run(TRIED_INSTRUCTIONS)
-        cost = (tried / plain - 1) / TRIED_INSTRUCTIONS
-        if cost <= 0:
-            print(f"MISSED {one.name}: {TRIED_INSTRUCTIONS} instructions more in each system call change nothing")
-            missed += 1
-            continue
-        instructions = min(slowdown.INSTRUCTIONS_MAX, max(1, round(percent / 100 / cost)))
-        slow = dataclasses.replace(options, slow={one.contender: instructions})
-        verdict, = judge([one], measurer(slow, [one]), say=lambda _: None)
-        if verdict.value is None:
-            print(f"MISSED {one.name}: red for another reason: {verdict.failed or verdict.why_not}")
-            missed += 1
-            continue
-        print(f"{'SEEN  ' if verdict.red else 'MISSED'} {one.name}: {one.shown(plain)} as it is; "
-              f"{verdict.value / plain - 1:+.1%} by {instructions} instructions in each of {one.contender}'s system "
-              f"calls: {one.shown(verdict.value)}, ceiling {one.ceiling:.3f}, "
-              f"{'red' if verdict.red else 'not red'} after {verdict.attempts} attempts", flush=True)
-        missed += not verdict.red
-    if others := [one.name for one in held if one not in ratios]:
-        print(f"not proved, since a slow-down changes none of them: {', '.join(others)}")
-    return 1 if missed else 0
+    """Of each ceiling: what it is about stays below it, and its dearer twin, in turns with it, goes above."""
+    ways = [(one, means(one)) for one in held]
+    print(f"{machine.summary()}; {len(held)} ceilings, about {reckoning.shown(proof_seconds(held))}", flush=True)
+    began = time.monotonic()
+    proved = 0
+    for one, way in ways:
+        twin = dataclasses.replace(one, contender=slowdown.twin(one.contender))
+        run = lambda amount, rounds: lambda: side_by_side(options, one, twin, way.slowdown(amount), rounds)
+        proof = proof_of(one, twin, way, percent, run)
+        print(proof.shown(), flush=True)
+        proved += proof.good
+    print(f"{proved} of {len(held)} ceilings proved in {reckoning.shown(time.monotonic() - began)}")
+    return 0 if proved == len(held) else 1
 
 
-def value_with(options, one, instructions):
-    slow = dataclasses.replace(options, slow={one.contender: instructions} if instructions else {})
-    return one.value(measurer(slow, [one])(one.scenario, 1))
+@dataclass
+class Proof:
+    as_is: Verdict
+    slowed: Verdict
+    done: str
+
+    @property
+    def good(self):
+        """Held as it is, red with the slow-down, and that because of the figure and nothing else."""
+        return (self.as_is.value is not None and not self.as_is.red
+                and self.slowed.value is not None and self.slowed.value > self.slowed.ceiling.ceiling)
+
+    def shown(self):
+        one = self.as_is.ceiling
+        if self.as_is.value is None or self.slowed.value is None:
+            verdict = self.as_is if self.as_is.value is None else self.slowed
+            return f"MISSED {one.name}: nothing measured: {verdict.failed or verdict.why_not}"
+        because = "" if self.good else "; it is red as it is" if self.as_is.red else "; the slow-down is not seen"
+        rate = f", at {self.as_is.rate:,}/s" if self.as_is.rate else ""
+        return (f"{'PROVED' if self.good else 'MISSED'} {one.name}: {one.shown(self.as_is.value)} as it is, "
+                f"{one.shown(self.slowed.value)} ({self.slowed.value / self.as_is.value - 1:+.0%}) with {self.done}, "
+                f"ceiling {one.ceiling:.3f}{rate}{because}")
+
+
+def proof_of(one, twin, way, percent, run):
+    """Reckons how much it takes to stand `percent` above the ceiling, out of short runs, and judges a run with that.
+
+    `run(amount, rounds)` gives the function that measures both, in turns; no rounds are the gate's own.
+    """
+    amount, seen = way.tried, []
+    for _ in range(way.tries):
+        plain, tried = verdicts_of([one, twin], run(amount, TRY_ROUNDS))
+        if plain.value is None or tried.value is None:
+            return Proof(plain, tried, "")
+        seen.append((amount, tried.value - plain.value))
+        amount = amount_for(one.ceiling * (1 + percent / 100) - plain.value, seen, way.most)
+    done = way.words.format(f"{amount:,}")
+    as_is, slowed = verdicts_of([one, twin], run(amount, None))
+    return Proof(as_is, slowed, done)
+
+
+def amount_for(wanted, seen, most):
+    """How much lifts a figure by `wanted`, out of what was seen: pairs of an amount and what it lifted by.
+
+    Straight lines between them, since the effect is none: who is slower is asked for more at a time. Without an effect
+    that can be seen, the most that is possible will tell.
+    """
+    before = (0, 0.0)
+    for amount, lift in sorted(seen):
+        if lift >= wanted:
+            return max(1, round(before[0] + (amount - before[0]) * (wanted - before[1]) / (lift - before[1])))
+        if lift > before[1]:
+            before = (amount, lift)
+    return min(most, round(wanted * before[0] / before[1])) if before[1] > 0 else most
+
+
+def side_by_side(options, one, twin, slow, rounds):
+    """The lines of one run in which a program and its dearer twin take turns, with what they are held against."""
+    these = dataclasses.replace(options, slow={one.contender: slow}, contenders=[*options.contenders, twin.contender])
+    return measurer(these, [one, twin], rounds)(one.scenario, 1)
+
+
+def proof_seconds(held):
+    """What the proof takes: short runs for each and one of the gate's size, with three in turns, or two."""
+    total = 0.0
+    for one in held:
+        gate_size = scenarios.load(one.scenario).sized("gate")
+        for rounds in [min(TRY_ROUNDS, gate_size.rounds)] * means(one).tries + [gate_size.rounds]:
+            size = dataclasses.replace(gate_size, rounds=rounds, direct=False)
+            # The judges' scenarios bring two; a twin is the third.
+            total += reckoning.seconds(size, 3 if one.against else 2) * (1.5 if size.kind in ("judge", "mock") else 1)
+    return total + reckoning.JOB_CHECK_SECONDS * len(CONTENDERS)
 
 
 def parse_args():
@@ -263,7 +343,8 @@ def parse_args():
                         help="with --study: write noise and ceilings to perf/ceilings.toml")
     parser.add_argument("--values", metavar="FILE", help="with --study: all values, as JSON")
     parser.add_argument("--prove", type=float, nargs="?", const=PROVED_PERCENT, metavar="PERCENT",
-                        help=f"slow down on purpose, by {PROVED_PERCENT:g} unless told otherwise, and expect red")
+                        help="make each dearer on purpose, to so much above its ceiling "
+                             f"({PROVED_PERCENT:g} unless told otherwise), and expect red")
     parser.add_argument("--driver", help="run Claviger with this --driver")
     parser.add_argument("--verbose", action="store_true", help="a line per turn, also when not on a terminal")
     compare.machine_options(parser)
@@ -274,5 +355,5 @@ def parse_args():
     if arguments.update and not arguments.study:
         parser.error("--update goes with --study: it writes what a study saw")
     if arguments.prove is not None and not 0 < arguments.prove <= 1000:
-        parser.error("--prove takes a slow-down from above 0 to 1000 percent")
+        parser.error("--prove takes from above 0 to 1000 percent")
     return arguments

@@ -2,8 +2,9 @@
 
     python3 idle.py HOST PORT CA HEADER-FILE
 
-Reads counts from standard input, one a line. For each, opens connections until it holds that many, sends one
-request on each and reads the answer, so that each has been in use, and prints `held N lost M`. Ends with its input.
+Reads `CONNECTIONS UNREAD` from standard input, one pair a line. For each, opens connections until it holds that many,
+sends one request on each and reads the answer, so that each has been in use; asks on UNREAD of them for a large answer
+that it never reads; and prints `held N lost M`. Ends with its input.
 """
 
 import select
@@ -11,16 +12,20 @@ import socket
 import ssl
 import sys
 
+# More than all sockets on the way take while nobody reads, so that whoever relays it has to wait with a buffer full.
+UNREAD_BYTES = 16 << 20
+
 
 def main():
     host, port, ca, header_file = sys.argv[1:]
     with open(header_file, encoding="ascii") as file:
         header = file.read().strip()
-    request = f"GET /ok HTTP/1.1\r\nHost: {host}\r\n{header}\r\nAccept: */*\r\n\r\n".encode()
+    request, large = (f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{header}\r\nAccept: */*\r\n\r\n".encode()
+                      for path in ("/ok", f"/bytes/{UNREAD_BYTES}"))
     context = ssl.create_default_context(cafile=ca)
-    held = []
+    held, unread = [], 0
     for line in sys.stdin:
-        wanted = int(line)
+        wanted, wanted_unread = map(int, line.split())
         while len(held) < wanted:
             raw = socket.create_connection(("127.0.0.1", int(port)), 10)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -35,6 +40,9 @@ def main():
             if not answer.startswith(b"HTTP/1.1 200"):
                 sys.exit(f"connection {len(held)} was answered {answer[:40]!r}")
             held.append(stream)
+        for stream in held[unread:wanted_unread]:
+            stream.sendall(large)
+        unread = max(unread, wanted_unread)
         print(f"held {len(held)} lost {lost(held)}", flush=True)
 
 

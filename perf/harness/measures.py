@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness import machine, scenario as scenarios
+from harness import machine, scenario as scenarios, slowdown
 from harness.bench import DIRECT, HOST, KEY, NEXT_KEY, Bench, before, complete_answer, fingerprint, request, stop
 from harness.contender import CannotMeasure, NotSupported, fill, find_program, first_line
 
@@ -74,26 +74,24 @@ def interleave(bench, scenario, turn, tell, label, warm=True, direct=None):
     everyone = lambda: bench.names + ([DIRECT] if (scenario.direct if direct is None else direct) else [])
     results = {name: [] for name in everyone()}
 
-    def take(name, keep):
+    def or_drop(name, work):
         try:
-            result = turn(name)
-        except CannotMeasure as reason:
+            return work(name)
+        except (CannotMeasure, OSError) as reason:
             bench.drop(name, reason)
             results.pop(name)
-            return
-        if keep is not None:
-            results[name].append(result)
-            tell(label, keep, scenario.rounds, name, result)
+            return None
 
     if warm:
         for name in everyone():
-            with contextlib.suppress(NotSupported):
-                bench.loadgen([name], "--concurrency", getattr(scenario, "connections", 32),
-                              "--duration", "500ms", "--warmup", "0ms")
+            or_drop(name, lambda name: bench.loadgen([name], "--concurrency", getattr(scenario, "connections", 32),
+                                                     "--duration", "500ms", "--warmup", "0ms"))
     for number in range(scenario.rounds):
         order = everyone()
         for name in order if number % 2 == 0 else reversed(order):
-            take(name, number)
+            if (result := or_drop(name, turn)) is not None:
+                results[name].append(result)
+                tell(label, number, scenario.rounds, name, result)
     return results
 
 
@@ -135,6 +133,14 @@ def rows(bench, scenario, results, label=None, at=None, **more):
     return found
 
 
+def unmeasured(scenario, names, rows_so_far, reason):
+    """A row for each contender that has none when a whole scenario could not go on."""
+    names = {"judge": ["loadgen", "wrk"], "mock": ["mock-upstream", "nginx"]}.get(scenario.kind, names)
+    lacking = [name for name in names if name not in {row.contender for row in rows_so_far}]
+    return [Row(scenario.name, scenario.kind, name, "", scenario.shown(), None, {},
+                {"failed_because": first_sentence(reason)}) for name in lacking]
+
+
 # What a turn tells beside its figures.
 NOT_FIGURES = {"valid", "note", "error_kinds"}
 
@@ -148,8 +154,6 @@ def figures(name, document):
     target = document["targets"][0]
     own, upstream = document["generator"], document["watched"][DIRECT]
     watched = document["watched"][name]
-    # Spinning towards a due time leaves the core to nobody, but it is no work.
-    load_core = own["cpu_user_s"] + own["cpu_system_s"] - own["spun_s"] + (upstream["cpu_s"] or 0)
     latency = target["latency"]
     found = {
         "rps": target["rps"],
@@ -158,7 +162,7 @@ def figures(name, document):
         "errors": target["errors_total"],
         "requests": target["requests"],
         "valid": document["valid"],
-        "load_core_busy": load_core / document["duration_s"],
+        "load_core_busy": load_core_busy(document),
         "loadgen_us_per_request": own["cpu_us_per_request"],
         "upstream_us_per_request": upstream["cpu_us_per_request"],
         "lag_p99_us": own["lag"]["p99"],
@@ -169,6 +173,13 @@ def figures(name, document):
     if target["errors_total"]:
         found["error_kinds"] = target["errors"]
     return found
+
+
+def load_core_busy(document):
+    """The share of the measured time in which load and API worked, on the core that they have together."""
+    own, upstream = document["generator"], document["watched"][DIRECT]
+    # Spinning towards a due time leaves the core to nobody, but it is no work.
+    return (own["cpu_user_s"] + own["cpu_system_s"] - own["spun_s"] + (upstream["cpu_s"] or 0)) / document["duration_s"]
 
 
 def timing(scenario, seconds=None):
@@ -213,8 +224,8 @@ def open_loop(options, scenario, names, tell):
             bench.names = [name for name in everyone if name not in bench.failed]
             beyond = {}
             for name in list(bench.names):
-                answered = probe(bench, scenario, name, rate)
-                if answered < HELD * rate:
+                answered = probe_or_drop(bench, scenario, name, rate)
+                if answered is not None and answered < HELD * rate:
                     beyond[name] = answered
                     bench.names.remove(name)
                     print(f"  {name} answers {answered:.0f}/s of {rate}/s offered", file=sys.stderr)
@@ -237,6 +248,15 @@ def probe(bench, scenario, name, rate):
     return target["rps"] if not target["errors_total"] else min(target["rps"], target["good_in_time"])
 
 
+def probe_or_drop(bench, scenario, name, rate):
+    """The same; one that fails takes no further part, and None tells so."""
+    try:
+        return probe(bench, scenario, name, rate)
+    except CannotMeasure as reason:
+        bench.drop(name, reason)
+        return None
+
+
 def offered(scenario, rate=None):
     return ["--rps", rate or scenario.rate, "--connections", scenario.connections, "--arrivals", scenario.arrivals]
 
@@ -257,11 +277,13 @@ def added(options, scenario, names, tell):
     with Bench(options, names) as bench:
         for rate in scenario.rates:
             label = f"{scenario.name}-{rate}"
-            holding = [name for name in bench.names if probe(bench, scenario, name, rate) >= HELD * rate]
-            targets = holding + [DIRECT]
-            document = bench.loadgen(targets, *offered(scenario, rate), "--slice", f"{scenario.slice_ms}ms",
-                                     *timing(scenario, scenario.seconds * len(targets)))
+            answered = {name: probe_or_drop(bench, scenario, name, rate) for name in list(bench.names)}
+            holding = [name for name in bench.names if answered[name] >= HELD * rate]
+            document = side_by_side(bench, scenario, rate, holding)
             by_name = {target["name"]: target for target in document["targets"]}
+            # Of the run as a whole: each way offers the load's core the same work in its slices.
+            busy = load_core_busy(document)
+            marks = {"valid": document["valid"], "rate": rate, "judge_bound": busy > BUSY}
             for comparison in document["comparisons"]:
                 name = comparison["subject"]
                 differences = {
@@ -277,17 +299,31 @@ def added(options, scenario, names, tell):
                                          "added_p99_us": differences["p99"]["difference"]})
                 yield Row(label, scenario.kind, name, one.version,
                           {**scenario.shown(), "rounds": comparison["rounds"]}, None,
-                          absolute(by_name[name]),
-                          {"valid": document["valid"], "rate": rate, "added_us": differences, "tls": one.tls,
-                           "upstream_tls": one.upstream_tls})
+                          {**absolute(by_name[name]), "load_core_busy": [busy]},
+                          {**marks, "added_us": differences, "tls": one.tls, "upstream_tls": one.upstream_tls})
             yield Row(label, scenario.kind, DIRECT, bench.running[DIRECT].version, scenario.shown(), None,
-                      absolute(by_name[DIRECT]), {"valid": document["valid"], "rate": rate})
+                      {**absolute(by_name[DIRECT]), "load_core_busy": [busy]}, marks)
             # Those that take no part, and why.
             yield from rows(bench, scenario, {}, label, rate=rate)
             for name in bench.names:
-                if name not in holding:
+                if answered[name] < HELD * rate:
                     yield Row(label, scenario.kind, name, bench.running[name].version, scenario.shown(), None, {},
-                              {"rate": rate, "not_held": 0})
+                              {"rate": rate, "not_held": round(answered[name])})
+
+
+def side_by_side(bench, scenario, rate, holding):
+    """One run with all ways in alternating slices. Those that end in it are dropped, and it is run again without them."""
+    while True:
+        targets = [name for name in holding if name not in bench.failed] + [DIRECT]
+        try:
+            return bench.loadgen(targets, *offered(scenario, rate), "--slice", f"{scenario.slice_ms}ms",
+                                 *timing(scenario, scenario.seconds * len(targets)))
+        except CannotMeasure as reason:
+            ended = [name for name in targets if bench.running[name].process.poll() is not None]
+            if not ended:
+                raise
+            for name in ended:
+                bench.drop(name, reason)
 
 
 def absolute(target):
@@ -323,6 +359,8 @@ def handshake(options, scenario, names, tell):
             kept = figures(name, bench.loadgen([name], "--concurrency", scenario.connections,
                                                "--duration", f"{max(500, int(scenario.seconds * 300))}ms",
                                                "--warmup", "300ms"))
+            if "cpu_us_per_request" not in kept:
+                raise CannotMeasure(f"{name} answered nothing over kept connections")
             document = bench.loadgen([name], "--concurrency", scenario.connections, "--new-connection", *resume,
                                      *timing(scenario))
             found = figures(name, document)
@@ -379,7 +417,7 @@ def hold_idle(bench, scenario, name):
     rest, kernel_rest = machine.pss_kb(one.pids()), machine.tcp_memory_kb()
     found = {"rest_kb": rest}
     for step in scenario.steps:
-        holder.stdin.write(f"{step}\n")
+        holder.stdin.write(f"{step} {min(step, slowdown.of(bench.options.slow, name).unread)}\n")
         holder.stdin.flush()
         answer = holder.stdout.readline().split()
         if answer[:1] != ["held"]:
@@ -732,6 +770,8 @@ def judge(options, scenario, names, tell):
         # The API on the contenders' core, so that the judge under test has its own.
         if server == DIRECT:
             machine.pin(bench.running[DIRECT].process.pid, [bench.proxy_cpu])
+        if "loadgen" in options.slow:
+            commands[slowdown.twin("loadgen")] = commands["loadgen"]
         results = {name: [] for name in commands}
         for number in range(scenario.rounds):
             for name in list(commands) if number % 2 == 0 else reversed(list(commands)):
@@ -741,7 +781,7 @@ def judge(options, scenario, names, tell):
         versions = {"wrk": "wrk " + first_line([wrk, "--version"]).split(" ")[1],
                     "loadgen": first_line([bench.loadgen_program, "--version"])}
         for name, rounds in results.items():
-            yield Row(scenario.name, scenario.kind, name, versions[name], scenario.shown(), None,
+            yield Row(scenario.name, scenario.kind, name, versions[slowdown.plain(name)], scenario.shown(), None,
                       {key: [one[key] for one in rounds] for key in rounds[0]})
 
 
@@ -749,7 +789,7 @@ def run_judge(bench, name, command, seconds):
     """Runs one load generator and takes its CPU time from the kernel."""
     process = subprocess.Popen(
         [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=bench.log,
-        preexec_fn=before([bench.load_cpu], bench.options.slow.get(name, 0)),
+        preexec_fn=before([bench.load_cpu], slowdown.of(bench.options.slow, name)),
     )
     alarm = threading.Timer(seconds + JUDGE_GRACE_SECONDS, process.kill)
     alarm.start()
@@ -795,6 +835,11 @@ def mock(options, scenario, names, tell):
         await_port(bench, port, server)
         header = bench.right_key.read_text().strip()
         servers = {"mock-upstream": (api.port, api.process.pid), "nginx": (port, server.pid)}
+        if "mock-upstream" in options.slow:
+            twin = slowdown.twin("mock-upstream")
+            process, port, _ = bench.spawn_upstream(bench.work / "tls-slowed", slowdown.of(options.slow, twin))
+            machine.pin(process.pid, [bench.proxy_cpu])
+            servers[twin] = (port, process.pid)
         results = {name: [] for name in servers}
         for number in range(scenario.rounds):
             for name in list(servers) if number % 2 == 0 else reversed(list(servers)):
@@ -809,7 +854,7 @@ def mock(options, scenario, names, tell):
                 tell(scenario.name, number, scenario.rounds, name, results[name][-1])
         versions = {"mock-upstream": api.version, "nginx": first_line([nginx, "-v"]).replace("nginx version: ", "")}
         for name, rounds in results.items():
-            yield Row(scenario.name, scenario.kind, name, versions[name], scenario.shown(), None,
+            yield Row(scenario.name, scenario.kind, name, versions[slowdown.plain(name)], scenario.shown(), None,
                       {key: [one[key] for one in rounds] for key in rounds[0]})
 
 

@@ -1,14 +1,23 @@
-"""A deliberate slow-down, to prove that the gate sees one. Nothing in any product knows of it.
+"""Deliberate slow-downs, to prove that the gate sees them. Nothing in any product knows of one.
 
-A process gets a seccomp filter that allows everything, after counting to N first. Each of its system calls then costs
-a steady bit more of its own CPU time, as dearer kernel work or a wasteful step of our own would.
+A program's dearer twin takes turns with the plain one, under its name and `-slowed`. It is dearer in one of three ways:
+
+CPU           The process gets a seccomp filter that allows everything, after counting to N first. Each of its system
+              calls then costs a steady bit more of its own CPU time, as dearer kernel work or a wasteful step of our
+              own would.
+system calls  Claviger is told by its own setting to drive its sockets by epoll, as it would if it lost io_uring unseen.
+memory        So many of the idle connections have asked for an answer that they do not read. Claviger must hold the
+              buffers of those, as it would if it forgot to give them back.
 """
 
 import ctypes
+from dataclasses import dataclass
 
 # Of one filter, by the kernel (BPF_MAXINSNS), less the first and the last; and of all filters of a process.
 INSTRUCTIONS_PER_FILTER_MAX = 4_000
 INSTRUCTIONS_MAX = 28_000
+
+_SUFFIX = "-slowed"
 
 _LOAD_WORD, _ADD, _RETURN = 0x20, 0x04, 0x06
 _ALLOW = 0x7FFF0000
@@ -16,6 +25,33 @@ _ALLOW = 0x7FFF0000
 # the kernel remembers the answer of one that does not.
 _FIRST_ARGUMENT = 16
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _MODE_FILTER = 22, 38, 2
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """What makes a twin dearer; any one of these."""
+
+    instructions: int = 0  # counted through at each of its system calls
+    words: tuple = ()  # added to its command line
+    unread: int = 0  # of its idle connections, those that do not read an answer
+
+
+NONE = Slowdown()
+
+
+def twin(name):
+    """What the dearer one of two is called."""
+    return name + _SUFFIX
+
+
+def plain(name):
+    """The program's own name."""
+    return name.removesuffix(_SUFFIX)
+
+
+def of(slow, name):
+    """The slow-down of what goes by this name, of a run's slow-downs: only twins have one."""
+    return slow.get(plain(name), NONE) if plain(name) != name else NONE
 
 
 class _Instruction(ctypes.Structure):

@@ -1,7 +1,10 @@
+import contextlib
+import dataclasses
+import io
 import unittest
 from unittest import mock
 
-from harness import ceilings, gate, measures
+from harness import ceilings, gate, measures, slowdown
 from harness.contender import CannotMeasure
 
 GOOD = '''# Words that stay.
@@ -169,11 +172,6 @@ class Gate(unittest.TestCase):
         with self.assertRaisesRegex(CannotMeasure, "no ceiling is called cqu; there are cpu, memory"):
             gate.chosen(self.held, ["cpu", "cqu"])
 
-    def test_what_is_red_already_proves_nothing(self):
-        with mock.patch.object(gate, "value_with", lambda options, one, instructions: 0.71):
-            with self.assertRaisesRegex(CannotMeasure, "cpu: cannot prove anything"):
-                gate.prove(None, self.held, 12)
-
     def test_the_others_errors_are_not_ours(self):
         def run(name, more_rounds):
             return [line("claviger", [1]), line("nginx", [10], errors=2)]
@@ -188,11 +186,99 @@ class Gate(unittest.TestCase):
         self.assertTrue(all(one.value is None and not one.red for one in verdicts))
         self.assertIn("NOT HELD cpu: tracing is forbidden", self.said)
 
+    def test_ten_percent_above_each_committed_ceiling_is_red_and_below_it_is_not(self):
+        for one in ceilings.load():
+            for value, red in ((one.ceiling * 1.1, True), (one.ceiling * 1.001, True), (one.ceiling * 0.999, False)):
+                def run(name, more_rounds):
+                    lines = [{"contender": one.contender, one.figure: {"median": value, "all": [value] * 3}}]
+                    if one.against:
+                        lines.append({"contender": one.against, one.figure: {"median": 1.0, "all": [1.0] * 3}})
+                    return [{**line, **({"at": one.at} if one.at else {})} for line in lines]
+
+                verdict, = gate.judge([one], run, say=self.said.append)
+                self.assertEqual((verdict.red, verdict.attempts), (red, 2 if red else 1), one.name)
+
     def test_a_study_says_what_it_saw(self):
         text = gate.steadiness(self.held[0], [0.64, 0.65, 0.66] * 6)
         self.assertIn("mean 0.650, deviation 1.3%, 0.640 to 0.660", text)
         self.assertIn("0 of 18 runs", text)
         self.assertIn("fewer than one in a million", text)
+
+
+class Proof(unittest.TestCase):
+    """The proof's own verdicts, with a program whose figure rises by a known amount for each instruction."""
+
+    def setUp(self):
+        self.one = ceilings.parse(GOOD, "it.toml", KNOWN)[0]
+        self.twin = dataclasses.replace(self.one, contender="claviger-slowed")
+        self.asked = []
+
+    def proof(self, effect, plain=0.6, errors=0, percent=10):
+        def run(amount, rounds):
+            self.asked.append((amount, rounds))
+            return lambda: [line("claviger", [10 * plain] * 3), line("nginx", [10] * 3),
+                            line("claviger-slowed", [10 * (plain + effect(amount))] * 3, errors=errors)]
+
+        return gate.proof_of(self.one, self.twin, gate.means(self.one), percent, run)
+
+    def test_it_is_lifted_to_so_much_above_its_ceiling(self):
+        proof = self.proof(lambda amount: amount * 2e-5)
+        # From 0.60 to 0.77, a tenth above 0.70.
+        self.assertEqual(self.asked, [(gate.TRIED_INSTRUCTIONS, gate.TRY_ROUNDS),
+                                      (8_500, gate.TRY_ROUNDS), (8_500, None)])
+        self.assertTrue(proof.good)
+        self.assertEqual(proof.shown(), "PROVED cpu: 0.600 x nginx's as it is, 0.770 x nginx's (+28%) with 8,500 "
+                                        "instructions in each system call, ceiling 0.700")
+
+    def test_a_gate_that_sleeps_is_not_proved(self):
+        # The effect wears off: the run that counts shows none.
+        effects = iter([0.1, 0.17, 0.0])
+        proof = self.proof(lambda amount: next(effects))
+        self.assertFalse(proof.good)
+        self.assertIn("MISSED cpu", proof.shown())
+        self.assertIn("the slow-down is not seen", proof.shown())
+
+    def test_an_effect_that_is_no_straight_line_is_found(self):
+        square = lambda amount: (amount / 10_000) ** 2
+        self.assertAlmostEqual(self.proof(square).slowed.value, 0.77, delta=0.06)
+        self.assertEqual(gate.amount_for(5, [(10, 2.0), (20, 8.0)], 100), 15)
+        self.assertEqual(gate.amount_for(1, [(10, 2.0), (20, 8.0)], 100), 5)
+        self.assertEqual(gate.amount_for(16, [(10, 2.0), (20, 8.0)], 100), 40)
+        self.assertEqual(gate.amount_for(99, [(10, 2.0), (20, 8.0)], 100), 100)
+
+    def test_no_effect_at_all_is_tried_with_the_most_there_is(self):
+        self.assertFalse(self.proof(lambda amount: 0.0).good)
+        self.assertEqual(self.asked[-1], (slowdown.INSTRUCTIONS_MAX, None))
+
+    def test_what_is_red_already_proves_nothing(self):
+        proof = self.proof(lambda amount: amount * 2e-5, plain=0.71)
+        self.assertFalse(proof.good)
+        self.assertIn("it is red as it is", proof.shown())
+
+    def test_red_by_errors_is_no_proof_of_the_figure(self):
+        self.assertFalse(self.proof(lambda amount: 1e-9, errors=3).good)
+
+    def test_each_committed_ceiling_has_a_means_and_fits_the_time(self):
+        held = ceilings.load()
+        self.assertEqual({gate.means(one).words.partition(" ")[0] for one in held}, {"{}", "--driver"})
+        self.assertLess(gate.proof_seconds(held), 8 * 60)
+        with self.assertRaisesRegex(CannotMeasure, "memory: nothing here drives rest_kb up on purpose"):
+            gate.means(ceilings.parse(GOOD, "it.toml", KNOWN)[1])
+
+    def test_only_a_twin_is_slowed(self):
+        slow = {"claviger": slowdown.Slowdown(instructions=5)}
+        self.assertEqual(slowdown.of(slow, slowdown.twin("claviger")).instructions, 5)
+        for name in ("claviger", "nginx", slowdown.twin("nginx")):
+            self.assertEqual(slowdown.of(slow, name), slowdown.NONE)
+
+    def test_the_exit_code_is_zero_only_if_each_was_proved(self):
+        held = ceilings.load()
+        verdict = gate.Verdict(held[0], held[0].ceiling * 0.9)
+        for missed in (0, 1):
+            results = [gate.Proof(verdict, gate.Verdict(held[0], held[0].ceiling * 1.1), "")] * (len(held) - missed) \
+                + [gate.Proof(verdict, verdict, "")] * missed
+            with mock.patch.object(gate, "proof_of", side_effect=results), contextlib.redirect_stdout(io.StringIO()):
+                self.assertEqual(gate.prove(None, held, 10), missed)
 
 
 if __name__ == "__main__":
