@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from harness import contender as contenders
-from harness import history, machine, measures, scenario as scenarios, tables
+from harness import history, machine, measures, reckoning, scenario as scenarios, tables
 from harness.bench import Options
 from harness.contender import CannotMeasure
 
@@ -35,9 +35,11 @@ def main():
 
 def compare(arguments):
     chosen = choose(arguments)
+    many = len(arguments.contenders)
     if arguments.list:
         for one in chosen:
-            print(f"{one.name:20} {one.kind:10} {one.description}")
+            print(f"{one.name:20} {one.kind:10} {reckoning.shown(reckoning.seconds(one, many)):>7}  {one.description}")
+        print(f"about {reckoning.shown(reckoning.run(chosen, many))} with {', '.join(arguments.contenders)}")
         return 0
     options = prepare(arguments)
     changed_size = arguments.quick or arguments.rounds is not None or arguments.seconds is not None
@@ -47,10 +49,11 @@ def compare(arguments):
         print(f"older than the newest source file: {', '.join(stale)}; cargo build --release brings them up to date",
               file=sys.stderr)
     print(f"{common['machine']}\ncommit {common['commit']}{' with changes' if common['dirty'] else ''}")
+    print(f"about {reckoning.shown(reckoning.run(chosen, many))}")
     incomplete, began = [], time.monotonic()
     for number, one in enumerate(chosen, 1):
-        print(f"\n{one.name} ({number} of {len(chosen)}, {(time.monotonic() - began) / 60:.0f} min so far): "
-              f"{one.description}", flush=True)
+        print(f"\n{one.name} ({number} of {len(chosen)}, about {reckoning.shown(reckoning.seconds(one, many))}, "
+              f"{(time.monotonic() - began) / 60:.0f} min so far): {one.description}", flush=True)
         rows, whole = [], False
         try:
             for row in measures.measure(options, one, teller(options)):
@@ -59,6 +62,7 @@ def compare(arguments):
         except CannotMeasure as reason:
             print(f"  could not be measured: {reason}", file=sys.stderr)
             incomplete.append(one.name)
+            rows += measures.unmeasured(one, options.contenders, rows, str(reason))
         finally:
             # Also when interrupted: what was yielded is complete.
             lines = history.lines(rows, common if whole else {**common, "partial": True})

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from pathlib import Path
 
 from harness import stats
@@ -78,12 +79,41 @@ def read(path=PATH):
     return found
 
 
-def latest(all_lines, commit=None):
+def published(all_lines, commit=None, needed=()):
+    """The lines that tables are made of: all of one machine and one commit, of each scenario its last run.
+
+    Figures of different machines do not compare, nor do those of different programs. So one machine and commit is
+    chosen, and all else is left out: the newest at which each scenario of `needed` was measured with a clean tree;
+    or else the newest with a clean tree; or else the newest, whose lines are `dirty` and shown to be. Runs of another
+    size, and scenarios that were interrupted, count nowhere. With `commit` only those of that commit are looked at.
+    """
+    places = {}
+    for line in all_lines:
+        if whole(line) and (commit is None or line["commit"].startswith(commit)):
+            places.setdefault((line["machine"], line["commit"], line["dirty"]), []).append(line)
+
+    def merit(place):
+        labels = {line["scenario"] for line in places[place]}
+        complete = all(any(belongs(label, name) for label in labels) for name in needed)
+        clean = not place[2]
+        return clean, clean and complete, max(line["time"] for line in places[place])
+
+    return latest(places[max(places, key=merit)]) if places else []
+
+
+def whole(line):
+    """Whether it is of a full run, and its scenario was finished. Lines from before sizes were noted count as full."""
+    return line.get("size", "full") == "full" and not line.get("partial")
+
+
+def belongs(label, name):
+    """Whether a line's scenario, which may end in its rate, is of this file."""
+    return label == name or re.fullmatch(re.escape(name) + r"-\d+", label) is not None
+
+
+def latest(lines):
     """Of each scenario the lines of the last run that has it: ratios hold within one run only."""
     runs = {}
-    # Those of a quick run inform whoever ran it. Lines from before sizes were noted count as full.
-    all_lines = [line for line in all_lines if line.get("size", "full") == "full" and not line.get("partial")]
-    for line in all_lines:
-        if commit is None or line["commit"].startswith(commit):
-            runs[line["scenario"]] = max(runs.get(line["scenario"], ""), line["time"])
-    return [line for line in all_lines if runs.get(line["scenario"]) == line["time"]]
+    for line in lines:
+        runs[line["scenario"]] = max(runs.get(line["scenario"], ""), line["time"])
+    return [line for line in lines if runs[line["scenario"]] == line["time"]]

@@ -4,7 +4,8 @@
   perf/render --write      also writes the tables between their markers in the documents
   perf/render --check      writes nothing; exit code 1 if the documents' tables are not what the history says
 
-Of each scenario the last run counts, and only that: figures of different runs do not compare.
+All figures are of one machine and one commit, the newest that was measured in full with nothing changed; of each
+scenario the last run counts, and only that. Figures of different runs do not compare.
 """
 
 import argparse
@@ -51,10 +52,14 @@ INFORM_ONLY = {"p99_us", "p999_us", "max_us"}
 def main():
     arguments = parse_args()
     try:
-        lines = history.latest(history.read(arguments.history), arguments.commit)
+        everything = history.read(arguments.history)
+        lines = history.published(everything, arguments.commit, scenarios.names())
         if not lines:
             raise CannotMeasure(f"{arguments.history} has no results"
                                 + (f" of commit {arguments.commit}" if arguments.commit else ""))
+        if others := left_out(everything, lines):
+            print(f"perf/render: not of {lines[0]['machine']} at commit {lines[0]['commit']}, and so left out: "
+                  f"{', '.join(others)}", file=sys.stderr)
         if arguments.check or arguments.write:
             stale = documents(lines, write=arguments.write)
             if arguments.check:
@@ -117,6 +122,12 @@ def filled(text, lines, where):
     return MARKER.sub(block, text)
 
 
+def left_out(everything, lines):
+    """Scenarios that were measured, but not where and when the lines were."""
+    shown = {line["scenario"] for line in lines}
+    return sorted({line["scenario"] for line in everything if history.whole(line)} - shown)
+
+
 def summary_table(lines):
     """Measures down, contenders across; the best of each row that supports a claim is bold."""
     names = contenders_of(lines)
@@ -135,24 +146,39 @@ def contenders_of(lines):
 
 
 def summary_cells(lines, names, parts):
-    """What each contender shows in a row, and whether it is the best."""
+    """What each contender shows in a row, and whether it is the best, beyond what its rounds and the others' vary by."""
     found = []
     limited = False
+    figure = parts[0][2]
     for name in names:
         ours = [pick(lines, scenario, at, name) for scenario, at, _ in parts]
         cells = [tables.cell(line, figure) if line else "" for line, (_, _, figure) in zip(ours, parts)]
         missing = next((word for line in ours if line for word in absent(line)), "")
         shown = " / ".join(cell or "-" for cell in cells) if any(cells) else missing
-        limited = limited or bool(ours[0] and ours[0].get("judge_bound") and parts[0][2] in tables.JUDGES_OWN)
-        found.append((shown, tables.median(ours[0], parts[0][2]) if ours[0] else None))
-    figure = parts[0][2]
-    values = [value for _, value in found if value is not None]
+        limited = limited or bool(ours[0] and tables.judges_own(ours[0], figure))
+        found.append((shown, tables.extent(ours[0], figure) if ours[0] and tables.repeated(ours[0], figure) else None,
+                      tables.median(ours[0], figure) if ours[0] else None))
+    measured = [(value, extent) for _, extent, value in found if value is not None]
+    # Nobody is the best where the judge held one back: it might have been.
+    if limited or figure in INFORM_ONLY:
+        measured = []
     lower = figure.startswith("added:") or FIGURES[figure].lower_is_better
-    best = (min(values) if lower else max(values)) if len(values) > 1 and figure not in INFORM_ONLY else None
-    # Where all are equal nobody is the best; and nobody where the judge held one back: it might have been.
-    if limited or len({round(value, 3) for value in values}) == 1:
-        best = None
-    return [(shown, best is not None and value == best) for shown, value in found]
+    return [(shown, value is not None and stands_out(value, extent, measured, lower)) for shown, extent, value in found]
+
+
+def stands_out(value, extent, measured, lower):
+    """Whether a value is the best of all measured, and its whole range, or interval, is better than any other's.
+
+    A single round has no range (None), and then nobody stands out: the next might say the opposite. Nor does one alone.
+    """
+    others = [one for one in measured if one != (value, extent)]
+    if len(others) != len(measured) - 1 or not others:
+        return False
+    if any(range_of is None for _, range_of in measured):
+        return False
+    sign = 1 if lower else -1
+    worst = max(sign * end for end in extent)
+    return all(worst < min(sign * end for end in range_of) for _, range_of in others)
 
 
 def absent(line):
@@ -173,18 +199,12 @@ def pick(lines, scenario, at, name):
 
 
 def machine_lines(lines):
-    """Where and when: a line for each commit and machine that the figures come from."""
-    found = {}
-    for line in lines:
-        key = (line["machine"], line["commit"], line["dirty"])
-        found.setdefault(key, []).append(line)
-    shown = []
-    for (machine, commit, dirty), those in found.items():
-        days = sorted({line["time"][:10] for line in those})
-        names = sorted({line["scenario"] for line in those})
-        scope = "" if len(found) == 1 else f" ({', '.join(names)})"
-        shown.append(f"- {machine}; commit `{commit}`{' with changes' if dirty else ''}, "
-                     f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}{scope}")
+    """Where and when: the one machine and commit that all figures come from, and the programs."""
+    first = lines[0]
+    days = sorted({line["time"][:10] for line in lines})
+    shown = [f"- {first['machine']}; commit `{first['commit']}`"
+             f"{' with changes that no commit has' if first['dirty'] else ''}, "
+             f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}"]
     versions = {}
     for line in lines:
         if line.get("version"):
@@ -199,7 +219,7 @@ def machine_lines(lines):
 
 def scenario_tables(lines, name):
     """A scenario's tables in Markdown."""
-    labels = [label for label in dict.fromkeys(line["scenario"] for line in lines) if belongs(label, name)]
+    labels = [label for label in dict.fromkeys(line["scenario"] for line in lines) if history.belongs(label, name)]
     if not labels:
         return "Not measured yet."
     made = []
@@ -212,11 +232,6 @@ def scenario_tables(lines, name):
         rows = [heads, ["---", *["---:"] * (len(heads) - 2), "---"], *body]
         made.append("\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n")
     return "\n".join(made).rstrip()
-
-
-def belongs(label, name):
-    """Whether a line's scenario, which may end in its rate, is of this file."""
-    return label == name or re.fullmatch(re.escape(name) + r"-\d+", label) is not None
 
 
 def grid(lines):
@@ -391,7 +406,7 @@ def bar_card(lines, scenario, at, figure, heading):
     for line in these:
         low, high = tables.extent(line, figure)
         value = tables.median(line, figure)
-        weak = bool(line.get("judge_bound")) and figure in tables.JUDGES_OWN
+        weak = tables.judges_own(line, figure)
         shown = tables.number(value, one.decimals)
         label = tables.title(line["contender"])
         tip = (f"{label}: {shown} {one.unit}; {tables.number(low)} to {tables.number(high)} over "
@@ -409,7 +424,7 @@ def line_card(lines, prefix, figure, heading, x_label, y_label):
         if rate is None or value is None:
             continue
         low, high = tables.extent(line, figure) or (None, None)
-        weak = figure.startswith("added:") and low is not None and low <= 0 <= high
+        weak = tables.judges_own(line, figure) or figure.startswith("added:") and low is not None and low <= 0 <= high
         series.setdefault(line["contender"], []).append(plots.Point(int(rate[1]), value, low, high, weak))
     if not any(len(points) > 1 for points in series.values()):
         return ""
@@ -453,7 +468,7 @@ def all_tables(lines):
         these = sorted((line for line in lines if line["scenario"] == label),
                        key=lambda line: (line.get("at", 0), tables.order(line["contender"])))
         heads, body = grid(these)
-        one = next((known[name] for name in sorted(known, key=len, reverse=True) if belongs(label, name)), None)
+        one = next((known[name] for name in sorted(known, key=len, reverse=True) if history.belongs(label, name)), None)
         words = (f"<p>{escape(one.description)}"
                  + (f" Supports claims: {escape(', '.join(one.supports))}." if one.supports else "")
                  + (f" <em>{escape(one.caution)}</em>" if one.caution else "") + "</p>") if one else ""

@@ -25,8 +25,9 @@ COLUMNS = {
     "mock": ["cpu_us_per_request", "rps"],
     "syscalls": ["syscalls_per_request"],
 }
-# The load's own limit: their figures are the judge's where it was at its limit.
-JUDGES_OWN = {"rps", "mb_per_s", "handshakes_per_s"}
+# What a load at its own limit measures of itself: how much it drives, and how long its answers wait for it.
+JUDGES_OWN = {"rps", "mb_per_s", "handshakes_per_s", "p50_us", "p90_us", "p99_us", "p999_us", "max_us", "quiet_max_us",
+              "event_delay_p50_us", "event_delay_p99_us", "event_delay_p999_us", "first_event_p99_us"}
 # The order of contenders wherever they stand together. Others follow by name.
 ORDER = ["claviger", "nginx", "haproxy", "envoy", "caddy", "pingora", "loadgen", "mock-upstream", "wrk", "direct"]
 TITLES = {"claviger": "Claviger", "haproxy": "HAProxy", "envoy": "Envoy", "caddy": "Caddy", "pingora": "Pingora",
@@ -64,6 +65,16 @@ def extent(line, figure):
     return (min(values), max(values)) if values else None
 
 
+def repeated(line, figure):
+    """Whether there is more than one round of it, or an interval over many slices: only then does it have a range."""
+    return figure.startswith("added:") or len(line[figure]["all"]) > 1 if median(line, figure) is not None else False
+
+
+def judges_own(line, figure):
+    """Whether the load's core was too busy for this figure to say anything of the contender."""
+    return bool(line.get("judge_bound")) and (figure in JUDGES_OWN or figure.startswith("added:"))
+
+
 def head(figure):
     if figure.startswith("added:"):
         return f"added {figure.partition(':')[2]} us"
@@ -89,11 +100,11 @@ def cell(line, figure):
     if figure.startswith("added:"):
         shown = f"{value:+,.0f}"
         one = line["added_us"][figure.partition(":")[2]]
-        return shown if one["finding"] != "below the noise" else f"({shown})"
-    shown = number(value, FIGURES[figure].decimals)
-    if line.get("judge_bound") and figure in JUDGES_OWN:
-        return f"[{shown}]"
-    return shown
+        if one["finding"] == "below the noise":
+            shown = f"({shown})"
+    else:
+        shown = number(value, FIGURES[figure].decimals)
+    return f"[{shown}]" if judges_own(line, figure) else shown
 
 
 def remarks(line):

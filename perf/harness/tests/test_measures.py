@@ -229,7 +229,7 @@ class History(unittest.TestCase):
         self.assertNotIn("note", lines[0])
 
     def test_the_committed_history_can_be_read(self):
-        found = history.latest(history.read())
+        found = history.published(history.read())
         self.assertGreater(len(found), 5)
         for line in found:
             tables.terminal([line])
@@ -258,18 +258,36 @@ class History(unittest.TestCase):
             os.utime(Path(directory) / "proxy" / "main.rs", (1, 1))
             self.assertEqual(machine.older_than_source(machine.binaries(directory, ["claviger"]), directory), [])
 
+    @staticmethod
+    def line(scenario, time, commit="abc", dirty=False, machine="this one", **more):
+        return {"scenario": scenario, "time": time, "commit": commit, "dirty": dirty, "machine": machine, **more}
+
     def test_only_whole_runs_of_full_size_are_shown(self):
-        line = {"scenario": "a", "time": "1", "commit": "abc"}
-        lines = [line, {**line, "time": "2", "size": "quick"}, {**line, "time": "3", "partial": True}]
-        self.assertEqual(history.latest(lines), [line])
+        lines = [self.line("a", "1"), self.line("a", "2", size="quick"), self.line("a", "3", partial=True)]
+        self.assertEqual(history.published(lines), lines[:1])
 
     def test_the_last_run_of_each_scenario_counts(self):
-        def line(scenario, time, commit="abc"):
-            return {"scenario": scenario, "time": time, "commit": commit}
+        lines = [self.line("a", "1"), self.line("a", "2"), self.line("b", "1")]
+        self.assertEqual(history.published(lines), lines[1:])
 
-        lines = [line("a", "1"), line("a", "2"), line("b", "1"), line("a", "3", "def")]
-        self.assertEqual(history.latest(lines), [lines[2], lines[3]])
-        self.assertEqual(history.latest(lines, "abc"), [lines[1], lines[2]])
+    def test_another_commit_or_machine_is_never_mixed_in(self):
+        lines = [self.line("a", "1"), self.line("b", "1"), self.line("a", "2", "def"),
+                 self.line("b", "3", "def", machine="another")]
+        self.assertEqual(history.published(lines), lines[3:])
+        self.assertEqual(history.published(lines, "abc"), lines[:2])
+        # The newest that has all of them counts, though single scenarios were measured later.
+        self.assertEqual(history.published(lines, needed=["a", "b"]), lines[:2])
+        self.assertEqual(history.published([], needed=["a"]), [])
+
+    def test_a_clean_tree_goes_before_a_newer_changed_one(self):
+        lines = [self.line("a", "1"), self.line("a", "2", "def", dirty=True), self.line("b", "2", "def", dirty=True)]
+        self.assertEqual(history.published(lines, needed=["a", "b"]), lines[:1])
+        self.assertEqual(history.published(lines[1:]), lines[1:])
+
+    def test_a_scenario_with_rates_is_whole_by_its_rates(self):
+        lines = [self.line("open-1000", "1"), self.line("added-poisson-1000", "1"), self.line("open-1000", "2", "def")]
+        self.assertEqual(history.published(lines, needed=["open", "added-poisson"]), lines[:2])
+        self.assertFalse(history.belongs("added-poisson-1000", "added"))
 
 
 class Tables(unittest.TestCase):
@@ -282,6 +300,16 @@ class Tables(unittest.TestCase):
         self.assertEqual(tables.cell(self.LINE, "rps"), "65,432")
         self.assertEqual(tables.cell({**self.LINE, "judge_bound": True}, "rps"), "[65,432]")
         self.assertEqual(tables.cell({**self.LINE, "judge_bound": True}, "cpu_us_per_request"), "14.70")
+
+    def test_so_does_every_figure_of_the_load_s_own_core(self):
+        added = {"added_us": {"p50": {"difference": 81.4, "low": 70, "high": 90, "finding": "slower"},
+                              "p99": {"difference": -3.2, "low": -20, "high": 9, "finding": "below the noise"}}}
+        self.assertEqual([tables.cell({**added, "judge_bound": True}, f"added:{q}") for q in ("p50", "p99")],
+                         ["[+81]", "[(-3)]"])
+        for figure in ("p50_us", "p999_us", "event_delay_p99_us", "mb_per_s", "handshakes_per_s"):
+            self.assertTrue(tables.judges_own({"judge_bound": True}, figure))
+            self.assertFalse(tables.judges_own({"judge_bound": False}, figure))
+        self.assertFalse(tables.judges_own({"judge_bound": True}, "cpu_ms_per_gb"))
 
     def test_added_latency_below_the_noise_stands_in_brackets(self):
         line = {"added_us": {"p50": {"difference": 81.4, "low": 70, "high": 90, "finding": "slower"},

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness import history, markdown, plots, render
+from harness import history, markdown, plots, render, scenario
 from harness.contender import CannotMeasure
 
 
@@ -43,6 +43,51 @@ class Documents(unittest.TestCase):
         self.assertIn("| **15.00** | 25.00 |", cpu)
         self.assertIn("| [60,000] | 40,000 |", rps)
 
+    def summary_of(self, ours, theirs, scenario="saturated", figure="cpu_us_per_request", **more):
+        lines = [line(scenario, "claviger", **{figure: ours}, **more), line(scenario, "nginx", **{figure: theirs})]
+        return render.summary_cells(lines, ["claviger", "nginx"], [(scenario, None, figure)])
+
+    def test_bold_is_what_no_round_of_another_reaches(self):
+        for ours, theirs, best in (
+            ([14.0, 15.0, 16.0], [16.5, 25.0, 26.0], [True, False]),
+            ([24.0, 25.0, 26.0], [14.0, 15.0, 16.0], [False, True]),
+            ([14.0, 15.0, 16.0], [15.9, 25.0, 26.0], [False, False]),
+            ([14.0, 15.0, 16.0], [16.0, 25.0, 26.0], [False, False]),
+            # One round is no range; and equals have no best.
+            ([14.0], [25.0], [False, False]),
+            ([14.0, 15.0], [25.0], [False, False]),
+            ([0, 0, 0], [0, 0, 0], [False, False]),
+        ):
+            self.assertEqual([bold for _, bold in self.summary_of(ours, theirs)], best, (ours, theirs))
+
+    def test_more_is_better_where_it_is(self):
+        found = self.summary_of([60.0, 61.0], [40.0, 41.0], figure="rps")
+        self.assertEqual([bold for _, bold in found], [True, False])
+        found = self.summary_of([60.0, 61.0], [40.0, 60.5], figure="rps")
+        self.assertEqual([bold for _, bold in found], [False, False])
+
+    def test_added_latency_is_bold_by_its_intervals_and_never_where_the_judge_was_bound(self):
+        def added(contender, low, middle, high, **more):
+            return line("added-2000", contender, added_us={"p50": {
+                "difference": middle, "low": low, "high": high, "finding": "slower"}}, **more)
+
+        parts = [("added-2000", None, "added:p50")]
+        for ours, theirs, more, best, cell in (
+            ((80, 85, 89), (90, 95, 99), {}, True, "+85"),
+            ((80, 85, 91), (90, 95, 99), {}, False, "+85"),
+            ((80, 85, 89), (90, 95, 99), {"judge_bound": True}, False, "[+85]"),
+            ((None, 85, None), (90, 95, 99), {}, False, "+85"),
+        ):
+            lines = [added("claviger", *ours, **more), added("nginx", *theirs, **more)]
+            self.assertEqual(render.summary_cells(lines, ["claviger", "nginx"], parts)[0], (cell, best))
+        self.assertIn("judge-bound", render.scenario_tables(
+            [added("claviger", 1, 2, 3, judge_bound=True)], "added"))
+
+    def test_what_is_of_another_commit_is_left_out_and_said(self):
+        everything = [line("idle", "claviger", rest_kb=[1]), *LINES, {**line("tail", "nginx", p50_us=[1]), "partial": True}]
+        self.assertEqual(render.left_out(everything, LINES), ["idle"])
+        self.assertEqual(render.machine_lines(LINES).splitlines()[0], "- a machine; commit `abc`, 2026-01-01")
+
     def test_what_is_missing_is_said(self):
         table = render.summary_table(LINES)
         self.assertIn("cannot", next(row for row in table.splitlines() if "10,000/s, us" in row))
@@ -73,7 +118,7 @@ class Documents(unittest.TestCase):
             render.filled("words", LINES, "it.md")
 
     def test_the_committed_documents_say_what_the_history_says(self):
-        lines = history.latest(history.read())
+        lines = history.published(history.read(), needed=scenario.names())
         self.assertEqual([path.name for path in render.documents(lines, write=False)], [], "run: perf/render --write")
 
 
@@ -123,7 +168,7 @@ class Report(unittest.TestCase):
         self.assertNotIn("<reload>", self.page)
 
     def test_the_committed_history_makes_a_page(self):
-        lines = history.latest(history.read())
+        lines = history.published(history.read(), needed=scenario.names())
         self.assertIn("<h2>Summary</h2>", render.page(lines))
 
 
