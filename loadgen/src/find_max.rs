@@ -130,6 +130,9 @@ pub struct Found {
     pub slo: String,
     /// The highest rate that held in the run of full length, requests per second.
     pub rate: Option<f64>,
+    /// The bound that its 99th percentile had, nanoseconds, for the plot.
+    #[serde(skip)]
+    pub p99_bound: Option<f64>,
     /// What kept it from being higher: `target`, `generator`, or `nothing` up to the last probe.
     pub limited_by: &'static str,
     /// Every probe, in order; the last are the runs of full length.
@@ -330,6 +333,9 @@ impl Found {
         Self {
             slo: objective.text.clone(),
             rate,
+            p99_bound: (objective.conditions.iter())
+                .find(|condition| condition.metric == Metric::Latency(0.99))
+                .map(Gate::bound),
             limited_by,
             probes,
         }

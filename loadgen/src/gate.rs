@@ -239,6 +239,11 @@ impl Gate {
         }
     }
 
+    /// The bound, in nanoseconds, a share, or a plain number.
+    pub fn bound(&self) -> f64 {
+        self.bound
+    }
+
     /// Shows a value in the metric's unit.
     pub fn show(&self, value: f64) -> String {
         match self.metric {

@@ -129,10 +129,22 @@ impl Course {
         }
     }
 
+    /// The rate over the measured time as a line: corners of nanoseconds and requests per second.
+    pub fn corners(&self, measured: Nanos) -> Vec<(Nanos, f64)> {
+        match self {
+            Self::Constant(rate) => vec![(0, *rate), (measured, *rate)],
+            Self::Ramp(from, to) => vec![(0, *from), (measured, *to)],
+            Self::Steps(_) => (self.steps(measured).iter())
+                .flat_map(|step| [(step.begin, step.rate), (step.end, step.rate)])
+                .collect(),
+        }
+    }
+
     /// The rates in words.
     pub fn words(&self) -> String {
         match self {
-            Self::Constant(rate) => format!("{rate}/s"),
+            // A search halves its rates; nobody reads the tenth digit.
+            Self::Constant(rate) => format!("{}/s", (rate * 1e3).round() / 1e3),
             Self::Ramp(from, to) => format!("ramp from {from}/s to {to}/s"),
             Self::Steps(rates) => {
                 let rates: Vec<String> = rates.iter().map(f64::to_string).collect();

@@ -199,9 +199,14 @@ impl LoadReport {
         }
     }
 
+    /// Whether bodies were so large that a reader will ask how much it was.
+    pub fn bodies_shown(&self) -> bool {
+        self.bytes_received.max(self.bytes_sent) >= BODY_BYTES_SHOWN
+    }
+
     /// Its lines of the table.
     pub fn write_text(&self, out: &mut impl Write) -> fmt::Result {
-        if self.bytes_received.max(self.bytes_sent) >= BODY_BYTES_SHOWN {
+        if self.bodies_shown() {
             let mib = |bytes: u64| bytes as f64 / (1024.0 * 1024.0);
             writeln!(
                 out,

@@ -43,6 +43,9 @@ pub struct Report {
     /// How that rate ran, in words, open loop.
     #[serde(skip)]
     course: Option<String>,
+    /// The same as a line over the planned time; empty in a closed loop.
+    #[serde(skip)]
+    wanted: Vec<(Nanos, f64)>,
     /// Threads.
     pub threads: usize,
     /// CPUs they were pinned to.
@@ -312,6 +315,8 @@ impl Report {
                 Load::Closed => None,
             },
             course: plan.course.as_ref().map(crate::rate::Course::words),
+            wanted: (plan.course.as_ref())
+                .map_or(Vec::new(), |course| course.corners(nanos(plan.duration))),
             threads: plan.threads,
             cpus: plan.cpus.clone(),
             connections: plan.connections,

@@ -7,6 +7,7 @@ mod latency;
 mod load;
 mod mock;
 mod output;
+mod pages;
 mod server;
 mod traffic;
 

@@ -4,6 +4,8 @@
 //! reads values off under the pointer. Whatever came from outside (names, URLs, failures in words)
 //! passes through [`Escaped`]; the document's own policy forbids it to load anything.
 
+mod load;
+mod search;
 mod svg;
 
 use std::fmt::{self, Write as _};
@@ -59,11 +61,14 @@ impl Report {
         )?;
         self.write_banners(out)?;
         self.write_summary(out)?;
+        if let Some(found) = &self.find_max {
+            search::write(found, out)?;
+        }
         self.write_comparisons(out)?;
         self.write_percentiles(out)?;
         self.write_time(out)?;
         self.write_errors(out)?;
-        self.write_load(out)?;
+        load::write(&self.targets, out)?;
         self.write_generator(out)?;
         self.write_facts(out)?;
         write!(
@@ -456,19 +461,17 @@ impl Report {
 
     fn rates(&self, series: &[Vec<Moment>], length: Nanos, width: f64) -> String {
         let rates = || series.iter().flatten().filter_map(Moment::rate);
-        let high = rates()
-            .fold(self.rate_wanted.unwrap_or(0.0), f64::max)
-            .max(1.0)
-            * 1.08;
+        let wanted = || self.wanted.iter().map(|(_, rate)| *rate);
+        let high = rates().chain(wanted()).fold(1.0, f64::max) * 1.08;
         let scale = Scale::Linear { low: 0.0, high };
         let mut plot = Plot::new(width, 220.0, 62.0, "Good answers per second over time");
         plot.y_amounts(scale, 5);
         let columns = series.iter().map(Vec::len).max().unwrap_or(1);
         time_axis(&mut plot, columns, length);
-        if let Some(wanted) = self.rate_wanted {
-            let y = scale.place(wanted);
-            plot.line("wanted", [(0.0, y), (1.0, y)].into_iter().map(Some));
-        }
+        let end = columns as f64 * length as f64;
+        let corner = |&(time, rate): &(Nanos, f64)| (time as f64 / end, scale.place(rate));
+        let corners = self.wanted.iter().map(corner).collect();
+        plot.line("wanted", until_end(corners).into_iter().map(Some));
         for (index, moments) in series.iter().enumerate() {
             plot.line(
                 &format!("t{}", index % COLORS),
@@ -597,28 +600,6 @@ impl Report {
                 write!(out, "<li>{}</li>", Escaped(example))?;
             }
             out.push_str("</ul>\n");
-        }
-        Ok(())
-    }
-
-    /// What the load was made of, as the table for people has it.
-    fn write_load(&self, out: &mut String) -> fmt::Result {
-        let mut begun = false;
-        for target in &self.targets {
-            let mut text = String::new();
-            target.load.write_text(&mut text)?;
-            if text.is_empty() {
-                continue;
-            }
-            if !std::mem::replace(&mut begun, true) {
-                out.push_str("<h2>What the load was made of</h2>\n");
-            }
-            writeln!(
-                out,
-                "<h3>{}</h3>\n<pre class=\"table\">{}</pre>",
-                Escaped(&target.name),
-                Escaped(&text)
-            )?;
         }
         Ok(())
     }
@@ -846,6 +827,19 @@ fn latency_range<'a>(all: impl Iterator<Item = &'a Interval>) -> (f64, f64) {
         true => (low * 0.9, high * 1.1),
         false => (0.0, 0.0),
     }
+}
+
+/// What of a line lies before the right end of its plot: a run may have been cut short.
+fn until_end(mut line: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    let Some(beyond) = line.iter().position(|(x, _)| *x > 1.0) else {
+        return line;
+    };
+    if let Some(&(x, y)) = beyond.checked_sub(1).and_then(|last| line.get(last)) {
+        let (far, there) = line[beyond];
+        line[beyond] = (1.0, y + (there - y) * (1.0 - x) / (far - x));
+    }
+    line.truncate(beyond + 1);
+    line
 }
 
 fn time_axis(plot: &mut Plot, columns: usize, length: Nanos) {
@@ -1081,6 +1075,15 @@ mod tests {
         let svg = plot.finish(&[(0.5, hostile.to_owned())]);
         assert!(!svg.contains("<img"), "{svg}");
         assert_eq!(svg.matches("</script>").count(), 1, "{svg}");
+    }
+
+    #[test]
+    fn a_wanted_rate_ends_where_the_run_was_cut() {
+        let ramp = |end: f64| until_end(vec![(0.0, 0.0), (end, 1.0)]);
+        assert_eq!(ramp(1.0), [(0.0, 0.0), (1.0, 1.0)]);
+        assert_eq!(ramp(4.0), [(0.0, 0.0), (1.0, 0.25)]);
+        let steps = vec![(0.0, 0.2), (1.5, 0.2), (1.5, 0.4), (3.0, 0.4)];
+        assert_eq!(until_end(steps), [(0.0, 0.2), (1.0, 0.2)]);
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Plot {
             let middle = x.min(self.width - half - 1.0);
             if middle - half >= free_from {
                 free_from = middle + half + 6.0;
-                self.text(middle, bottom + 15.0, "middle", label);
+                self.text(middle, bottom + 16.0, "middle", label);
             }
         }
         let middle = self.x(0.5);
@@ -248,6 +248,23 @@ impl Plot {
              <circle class=\"mark {class}\" cx=\"{value:.1}\" cy=\"{y:.1}\" r=\"5\"/>",
             y - 5.0
         );
+    }
+
+    /// A mark at a place given as shares: a disc for what held, a cross for what failed.
+    pub fn mark(&mut self, held: bool, x: f64, y: f64) {
+        let (x, y) = (self.x(x), self.y(y));
+        let _ = match held {
+            true => write!(
+                self.out,
+                "<circle class=\"mark held\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4.5\"/>"
+            ),
+            false => write!(
+                self.out,
+                "<path class=\"cross\" d=\"M{0:.1} {1:.1}l9 9m0 -9l-9 9\"/>",
+                x - 4.5,
+                y - 4.5
+            ),
+        };
     }
 
     /// A vertical line through the whole frame.
