@@ -11,6 +11,7 @@ scenario the last run counts, and only that. Figures of different runs do not co
 import argparse
 import re
 import sys
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -33,7 +34,11 @@ SUMMARY = [
     ("added latency at 10,000/s, p50 / p99, us", [("added-10000", None, "added:p50"), ("added-10000", None, "added:p99")]),
     ("CPU per TLS handshake, full / resumed, us",
      [("handshake-full", None, "cpu_us_per_handshake"), ("handshake-resumed", None, "cpu_us_per_handshake")]),
+    ("TLS handshakes per second, full / resumed",
+     [("handshake-full", None, "handshakes_per_s"), ("handshake-resumed", None, "handshakes_per_s")]),
     ("CPU per GB, 10 MiB bodies down / up, ms", [("download", None, "cpu_ms_per_gb"), ("upload", None, "cpu_ms_per_gb")]),
+    ("MB/s, 10 MiB bodies down / up", [("download", None, "mb_per_s"), ("upload", None, "mb_per_s")]),
+    ("CPU per request, 1,000 connections at 2,000/s, us", [("tail", None, "cpu_us_per_request")]),
     ("CPU per request in churn, 100 new connections/s, us", [("churn", None, "cpu_us_per_request")]),
     ("1,000 connections at 2,000/s, p99 / p99.9, us", [("tail", None, "p99_us"), ("tail", None, "p999_us")]),
     ("event delay over SSE, p50 / p99, us", [("sse", None, "event_delay_p50_us"), ("sse", None, "event_delay_p99_us")]),
@@ -42,11 +47,17 @@ SUMMARY = [
     ("memory at rest, kB", [("idle", 2000, "rest_kb")]),
     ("CPU per request with 1 / 10,000 routes, us",
      [("growth-routes", 1, "cpu_us_per_request"), ("growth-routes", 10000, "cpu_us_per_request")]),
+    ("CPU per request with 5 / 80 header fields, us",
+     [("growth-headers", 5, "cpu_us_per_request"), ("growth-headers", 80, "cpu_us_per_request")]),
+    ("CPU per request over 1 / 1,000 connections, us",
+     [("growth-connections", 1, "cpu_us_per_request"), ("growth-connections", 1000, "cpu_us_per_request")]),
     ("failed requests: three reloads / a rotation", [("reload", None, "failed"), ("rotation", None, "failed")]),
     ("rotated key in use after, ms", [("rotation", None, "ms_until_used")]),
 ]
 # Rows of which the first cell decides which contender is best. These only inform: nobody is.
 INFORM_ONLY = {"p99_us", "p999_us", "max_us"}
+# Kinds of scenarios in which the judges themselves are measured.
+JUDGED = {"judge", "mock"}
 
 
 def main():
@@ -113,9 +124,9 @@ def filled(text, lines, where):
 
     def block(match):
         what = match["what"]
-        body = {"summary": summary_table, "machine": machine_lines}.get(what)
+        body = {"summary": summary_table, "machine": machine_lines, "losses": losses_table}.get(what)
         if body is None and what not in {one.name for one in scenarios.load_all()}:
-            raise CannotMeasure(f"{where}: `perf:{what}` is neither a scenario nor `summary` or `machine`")
+            raise CannotMeasure(f"{where}: `perf:{what}` is neither a scenario nor `summary`, `machine` or `losses`")
         made = body(lines) if body else scenario_tables(lines, what)
         return f"{match[1]}{made}\n{match[3]}"
 
@@ -140,8 +151,7 @@ def summary_table(lines):
 
 
 def contenders_of(lines):
-    judged = {"judge", "mock"}
-    return sorted({line["contender"] for line in lines if tables.kind_of(line) not in judged} - {"direct"},
+    return sorted({line["contender"] for line in lines if tables.kind_of(line) not in JUDGED} - {"direct"},
                   key=tables.order)
 
 
@@ -179,6 +189,74 @@ def stands_out(value, extent, measured, lower):
     sign = 1 if lower else -1
     worst = max(sign * end for end in extent)
     return all(worst < min(sign * end for end in range_of) for _, range_of in others)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A figure that supports claims, in which another is better than Claviger."""
+
+    figure: str
+    where: str  # the scenario, with what grows
+    ours: str
+    best: str  # who, and its figure
+    ratio: float  # ours over theirs, or theirs over ours where more is better
+    sure: bool  # the ranges of both, or the intervals, lie apart
+
+
+def losses(lines):
+    """Everything in which somebody is better than Claviger, worst first; and what Claviger could not do, before all."""
+    known = sorted(scenarios.load_all(), key=lambda one: len(one.name), reverse=True)
+    found = []
+    for label, at in dict.fromkeys((line["scenario"], line.get("at")) for line in lines):
+        one = next((one for one in known if history.belongs(label, one.name)), None)
+        if one is None or one.kind in JUDGED:
+            continue
+        these = {line["contender"]: line for line in lines if (line["scenario"], line.get("at")) == (label, at)}
+        ours = these.pop("claviger", None)
+        these.pop("direct", None)
+        where = f"`{label}`" + (f", {at:,}" if at is not None else "")
+        if ours and absent(ours):
+            found.append(Loss("all of it", where, absent(ours)[0], "", float("inf"), True))
+        for figure in map(claimed(one), one.supports) if ours else ():
+            found += loss(ours, these, figure, where)
+    return sorted(found, key=lambda one: -one.ratio)
+
+
+def claimed(one):
+    """How a scenario's supported figures are called in its lines: those of `added` are of what is added."""
+    return lambda figure: f"added:{figure.removesuffix('_us')}" if one.kind == "added" else figure
+
+
+def loss(ours, others, figure, where):
+    """The one that is the furthest ahead of Claviger in a figure, if there is one."""
+    lower = figure.startswith("added:") or FIGURES[figure].lower_is_better
+    mine = tables.median(ours, figure)
+    if mine is None or tables.judges_own(ours, figure):
+        return []
+    values = {name: tables.median(line, figure) for name, line in others.items() if not tables.judges_own(line, figure)}
+    values = {name: value for name, value in values.items()
+              if value is not None and (value < mine if lower else value > mine)}
+    if not values:
+        return []
+    best = (min if lower else max)(values, key=values.get)
+    under, over = (values[best], mine) if lower else (mine, values[best])
+    extents = [tables.extent(line, figure) if tables.repeated(line, figure) else None for line in (others[best], ours)]
+    sure = None not in extents and stands_out(values[best], extents[0], [(values[best], extents[0]), (mine, extents[1])], lower)
+    return [Loss(tables.head(figure), where, tables.cell(ours, figure), f"{tables.title(best)} {tables.cell(others[best], figure)}",
+                 over / under if under > 0 else float("inf"), sure)]
+
+
+def losses_table(lines):
+    """Where somebody is better, in Markdown."""
+    found = losses(lines)
+    if not found:
+        return "In none of the figures that were measured and support a claim."
+    rows = [["figure", "scenario", "Claviger", "best", "apart by", "beyond the rounds' ranges"],
+            ["---", "---", "---:", "---:", "---:", "---"]]
+    for one in found:
+        apart = f"{(one.ratio - 1):.0%}" if one.ratio < 10 else f"{one.ratio:,.0f} x" if one.ratio < float("inf") else ""
+        rows.append([one.figure, one.where, one.ours, one.best, apart, "yes" if one.sure else "no"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def absent(line):

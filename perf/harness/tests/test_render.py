@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-from harness import history, markdown, plots, render, scenario
-from harness.contender import CannotMeasure
+from harness import history, markdown, plots, render, scenario, tables
+from harness.contender import ROOT, CannotMeasure
 
 
 def line(scenario, contender, kind=None, at=None, **figures):
@@ -83,6 +83,38 @@ class Documents(unittest.TestCase):
         self.assertIn("judge-bound", render.scenario_tables(
             [added("claviger", 1, 2, 3, judge_bound=True)], "added"))
 
+    def test_where_others_are_better_is_told_worst_first(self):
+        lines = [
+            line("churn", "claviger", cpu_us_per_request=[30.0, 31.0, 32.0]),
+            line("churn", "nginx", cpu_us_per_request=[20.0, 21.0, 22.0]),
+            line("churn", "haproxy", cpu_us_per_request=[25.0, 26.0, 27.0]),
+            line("tail", "claviger", cpu_us_per_request=[30.0, 31.0, 32.0]),
+            line("tail", "nginx", cpu_us_per_request=[29.0, 30.0, 31.0]),
+            line("growth-routes", "claviger", "growth", 100, cpu_us_per_request=[10.0, 11.0]),
+            line("growth-routes", "nginx", "growth", 100, cpu_us_per_request=[20.0, 21.0]),
+            line("growth-routes", "claviger", "growth", 10000, cpu_us_per_request=[30.0, 31.0]),
+            line("growth-routes", "nginx", "growth", 10000, cpu_us_per_request=[20.0, 21.0]),
+            line("added-2000", "claviger", added_us={"p50": {"difference": 90, "low": 85, "high": 95, "finding": "slower"}}),
+            line("added-2000", "nginx", added_us={"p50": {"difference": 80, "low": 78, "high": 82, "finding": "slower"}}),
+            # Bound by the judge, nobody knows.
+            line("saturated", "claviger", rps=[50_000.0, 50_100.0], judge_bound=True),
+            line("saturated", "nginx", rps=[60_000.0, 60_100.0]),
+            # What supports no claim, and going direct, are no losses.
+            line("open-1000", "claviger", p999_us=[9_000.0, 9_001.0]),
+            line("open-1000", "nginx", p999_us=[1_000.0, 1_001.0]),
+            line("sse", "claviger", event_delay_p50_us=[90.0, 91.0]), line("sse", "direct", event_delay_p50_us=[30.0, 31.0]),
+            line("reload", "claviger", failed_because="it ended"),
+            line("mock", "nginx", cpu_us_per_request=[1.0, 1.0]), line("mock", "claviger", cpu_us_per_request=[2.0, 2.0]),
+        ]
+        self.assertEqual([row.split(" | ") for row in render.losses_table(lines).splitlines()[2:]], [
+            ["| all of it", "`reload`", "failed", "", "", "yes |"],
+            ["| CPU per request us", "`churn`", "31.00", "nginx 21.00", "48%", "yes |"],
+            ["| CPU per request us", "`growth-routes`, 10,000", "31.00", "nginx 21.00", "48%", "yes |"],
+            ["| added p50 us", "`added-2000`", "+90", "nginx +80", "12%", "yes |"],
+            ["| CPU per request us", "`tail`", "31.00", "nginx 30.00", "3%", "no |"],
+        ])
+        self.assertIn("In none of the figures", render.losses_table(LINES[:1]))
+
     def test_what_is_of_another_commit_is_left_out_and_said(self):
         everything = [line("idle", "claviger", rest_kb=[1]), *LINES, {**line("tail", "nginx", p50_us=[1]), "partial": True}]
         self.assertEqual(render.left_out(everything, LINES), ["idle"])
@@ -120,6 +152,58 @@ class Documents(unittest.TestCase):
     def test_the_committed_documents_say_what_the_history_says(self):
         lines = history.published(history.read(), needed=scenario.names())
         self.assertEqual([path.name for path in render.documents(lines, write=False)], [], "run: perf/render --write")
+
+
+# What is to be measured: a scenario, what it takes, and the figures that its tables must show.
+MEASURES = [
+    ("saturated", {}, ["cpu_us_per_request", "rps"]),
+    ("open", {}, ["cpu_us_per_request", "p50_us", "p99_us", "p999_us"]),
+    ("added", {}, ["added:p50", "added:p99", "added:p99.9"]),
+    ("added-poisson", {"arrivals": "poisson"}, ["added:p50", "added:p99", "added:p99.9"]),
+    ("handshake-full", {"resume": False}, ["handshakes_per_s", "cpu_us_per_handshake"]),
+    ("handshake-resumed", {"resume": True}, ["handshakes_per_s", "cpu_us_per_handshake"]),
+    ("download", {}, ["mb_per_s", "cpu_ms_per_gb"]),
+    ("upload", {}, ["mb_per_s", "cpu_ms_per_gb"]),
+    ("idle", {"steps": (2000, 8000)}, ["rest_kb", "kb_per_connection"]),
+    ("tail", {"connections": 1000}, ["p99_us", "p999_us"]),
+    ("churn", {"connections": 1000}, ["cpu_us_per_request"]),
+    ("sse", {}, ["event_delay_p50_us", "event_delay_p99_us"]),
+    ("reload", {}, ["failed", "max_us"]),
+    ("rotation", {}, ["failed", "ms_until_used"]),
+    ("growth-connections", {"over": "connections"}, ["cpu_us_per_request"]),
+    ("growth-routes", {"over": "routes", "values": (1, 100, 10000)}, ["cpu_us_per_request"]),
+    ("growth-headers", {"over": "headers"}, ["cpu_us_per_request"]),
+    ("growth-cores", {"over": "cores"}, ["cpu_us_per_request"]),
+    ("syscalls", {}, ["syscalls_per_request"]),
+    ("judge-direct", {}, ["cpu_us_per_request"]),
+    ("judge-nginx", {}, ["cpu_us_per_request"]),
+    ("mock", {}, ["cpu_us_per_request"]),
+]
+
+
+class Measures(unittest.TestCase):
+    def test_each_has_a_scenario_a_column_and_a_place_in_the_document(self):
+        text = (ROOT / "docs" / "performance.md").read_text()
+        for name, parameters, figures in MEASURES:
+            with self.subTest(name):
+                one = scenario.load(name)
+                for key, value in parameters.items():
+                    self.assertEqual(getattr(one, key), value)
+                self.assertLessEqual(set(figures), set(tables.COLUMNS[one.kind]))
+                self.assertIn(f"<!-- perf:{name} -->", text)
+        self.assertEqual({name for name, _, _ in MEASURES}, set(scenario.names()))
+        self.assertGreater(len(scenario.load("added").rates), 2)
+
+    def test_the_summary_asks_only_for_what_there_is(self):
+        for words, parts in render.SUMMARY:
+            for label, at, figure in parts:
+                one = max((scenario.load(name) for name in scenario.names() if history.belongs(label, name)),
+                          key=lambda one: len(one.name))
+                self.assertIn(figure, tables.COLUMNS[one.kind], words)
+                if label != one.name:
+                    self.assertIn(int(label.rpartition("-")[2]), one.rates, words)
+                if at is not None:
+                    self.assertIn(at, getattr(one, "steps" if one.kind == "idle" else "values"), words)
 
 
 class Tags(HTMLParser):
