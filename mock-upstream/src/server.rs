@@ -223,9 +223,6 @@ fn bind(address: SocketAddr, workers: usize) -> io::Result<Vec<TcpListener>> {
         }
         // Linux hands this down to accepted sockets.
         socket.set_nodelay(true)?;
-        // On loopback there is nothing to pace, and a congestion control that does (BBR) costs a
-        // timer per answer. Handed down as well; where it is not to be had, the default will do.
-        let _ = socket.set_tcp_congestion(b"reno");
         socket.bind(&address.into())?;
         socket.listen(LISTEN_BACKLOG)?;
         Ok(socket.into())
