@@ -849,12 +849,9 @@ fn runs_within_a_process_too() {
     assert!(client.at_end());
 }
 
-/// Debian's curl, as an unmodified client would be; where there is none, the other tests must do.
+/// Debian's curl, as an unmodified client would be.
 #[test]
 fn curl_agrees() {
-    if Command::new("curl").arg("--version").output().is_err() {
-        return;
-    }
     let mock = mock(&[]);
     let port = mock.addresses[0].port();
     let url = |path: &str| format!("https://api.example.com:{port}{path}");
@@ -874,7 +871,7 @@ fn curl_agrees() {
             .args(["--header", BEARER.trim_end()])
             .args(arguments)
             .output()
-            .expect("runs");
+            .expect("curl is missing: run `scripts/test --setup` once");
         let text = String::from_utf8(output.stdout).expect("UTF-8");
         assert!(
             output.status.success(),

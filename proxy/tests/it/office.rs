@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::harness::namespace::Namespace;
 use crate::harness::process;
 use crate::harness::world::{HOST, Site, bearer_route};
-use crate::harness::{Mock, World, eventually};
+use crate::harness::{Mock, World, cannot_run, eventually};
 
 /// Resolvers that take questions and never answer.
 #[test]
@@ -53,8 +53,7 @@ fn a_secret_source_that_blocks() {
         .write(true)
         .open("/dev/fuse");
     if let Err(err) = fuse {
-        println!("not run: /dev/fuse cannot be opened ({err})");
-        return;
+        return cannot_run(&format!("/dev/fuse cannot be opened ({err})"));
     }
     let world = World::new();
     let (key, key_file) = world.key_file("key");
@@ -133,8 +132,7 @@ fn a_pipe_is_no_secret_source() {
 fn a_control_plane_that_stands_still() {
     if !nix::unistd::Uid::effective().is_root() {
         // Claviger forbids being traced, so this takes CAP_SYS_PTRACE.
-        println!("not run: only root may hold a thread of a process that is not dumpable");
-        return;
+        return cannot_run("only root may hold a thread of a process that is not dumpable");
     }
     let site = Site::new();
     site.get("/echo").expect(200);

@@ -8,7 +8,7 @@ use std::path::Path;
 use crate::harness::namespace::Namespace;
 use crate::harness::process;
 use crate::harness::world::{HOST, bearer_route};
-use crate::harness::{Mock, World};
+use crate::harness::{Mock, World, cannot_run};
 
 /// `nobody`, on every Linux.
 const NOBODY: u32 = 65534;
@@ -35,8 +35,7 @@ fn status_field(pid: u32, name: &str) -> String {
 #[test]
 fn root_becomes_the_service_user_and_keeps_low_ports() {
     if !nix::unistd::Uid::effective().is_root() {
-        println!("not run: only root can become somebody else");
-        return;
+        return cannot_run("only root can become somebody else");
     }
     let world = World::for_everybody();
     let (key, key_file) = world.key_file("key");

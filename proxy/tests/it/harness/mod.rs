@@ -26,6 +26,17 @@ pub use world::{Claviger, World};
 /// needs, since two busy cores are shared with every other test.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Says that this machine does not grant what a test needs. Where every test has to run, which
+/// `scripts/test` demands as root by setting `CLAVIGER_IT_ALL`, that is a failure.
+#[track_caller]
+pub fn cannot_run(why: &str) {
+    assert!(
+        std::env::var_os("CLAVIGER_IT_ALL").is_none(),
+        "cannot run, and CLAVIGER_IT_ALL demands it: {why}"
+    );
+    println!("not run: {why}");
+}
+
 /// Asks again until `probe` answers, for facts that no event announces (a line in
 /// a file, a counter of the kernel). Panics after [`PATIENCE`], naming `what`.
 #[track_caller]

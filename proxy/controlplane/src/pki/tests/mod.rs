@@ -149,20 +149,15 @@ fn serve_once(config: Arc<ServerConfig>) -> (SocketAddr, std::thread::JoinHandle
     (address, serving)
 }
 
-/// Runs a program, and tells whether it succeeded and what it printed; `None` if this machine
-/// does not have it.
-fn run(program: &str, arguments: &[&str]) -> Option<(bool, String)> {
-    let output = match Command::new(program).args(arguments).output() {
-        Ok(output) => output,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => {
-            eprintln!("{program} is not installed: not asked");
-            return None;
-        }
-        Err(err) => panic!("{program}: {err}"),
-    };
+/// Runs a program, and tells whether it succeeded and what it printed.
+fn run(program: &str, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|err| panic!("{program}: {err}; run `scripts/test --setup` once"));
     let text = [output.stdout, output.stderr].concat();
-    Some((
+    (
         output.status.success(),
         String::from_utf8_lossy(&text).into_owned(),
-    ))
+    )
 }
