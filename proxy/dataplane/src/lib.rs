@@ -22,6 +22,9 @@ mod connection;
 mod core;
 mod exchange;
 mod forward;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 mod ledger;
 mod listener;
 mod pool;

@@ -171,11 +171,15 @@ impl Keys {
         nonce
     }
 
-    /// RFC 5246, section 6.2.3.3.
-    fn additional_data_of_1_2(&self, content: u8, plain_bytes: usize) -> [u8; 13] {
+    /// RFC 5246, section 6.2.3.3: of the record's header, its type and its version.
+    fn additional_data_of_1_2(
+        &self,
+        [content, major, minor]: [u8; 3],
+        plain_bytes: usize,
+    ) -> [u8; 13] {
         let mut data = [0; 13];
         data[..8].copy_from_slice(&self.sequence.to_be_bytes());
-        data[8..11].copy_from_slice(&[content, 3, 3]);
+        data[8..11].copy_from_slice(&[content, major, minor]);
         data[11..].copy_from_slice(&length_bytes(plain_bytes));
         data
     }
@@ -271,7 +275,7 @@ impl Sealer {
                     .seal_in_place_scatter(nonce, Aad::from(header), text, inner, tail)
             }
             Scheme::Explicit | Scheme::Implicit => {
-                let data = keys.additional_data_of_1_2(outer, plain_bytes);
+                let data = keys.additional_data_of_1_2([outer, 3, 3], plain_bytes);
                 let text = &mut out[at..];
                 keys.key
                     .seal_in_place_scatter(nonce, Aad::from(data), text, inner, tail)
@@ -339,7 +343,8 @@ impl Opener {
                     nonce[..4].copy_from_slice(&keys.iv[..4]);
                     nonce[4..].copy_from_slice(&body[..EXPLICIT_NONCE_BYTES]);
                 }
-                let data = keys.additional_data_of_1_2(header[0], cipher_bytes);
+                let data =
+                    keys.additional_data_of_1_2([header[0], header[1], header[2]], cipher_bytes);
                 let nonce = Nonce::assume_unique_for_key(nonce);
                 keys.key
                     .open_in_place(nonce, Aad::from(data), &mut body[prefix_bytes..])
@@ -373,5 +378,7 @@ impl Opener {
     }
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;

@@ -544,5 +544,7 @@ fn alert_for(error: &Error) -> Option<AlertDescription> {
     }
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 #[cfg(test)]
 mod tests;
