@@ -13,7 +13,7 @@ use futures_util::future::{Either, select};
 use handoff::Counter;
 use policy::{Permit, Refuser, Verdict};
 use wire::framing::{self, BodyFraming};
-use wire::head::{HeadError, HeadLimits, Method, Parse, ResponseHead, Version};
+use wire::head::{HeadError, HeadLimits, Method, Parse, RequestHead, ResponseHead, Version};
 use wire::rewrite::{self, Plan, ResponseEdit};
 
 use crate::connection::Peer;
@@ -316,6 +316,7 @@ impl Exchange<'_> {
             Rest::AtHand(length)
                 if head_is_good
                     && desk.request.keep_alive()
+                    && !is_tunnel_begun(&desk.request, length)
                     && desk.request.version() == Version::Http11 =>
             {
                 (length, !self.core.draining.get())
@@ -488,7 +489,7 @@ impl Exchange<'_> {
             permit,
             method: request.method(),
             http10: request.version() == Version::Http10,
-            keep_alive: request.keep_alive(),
+            keep_alive: request.keep_alive() && !is_tunnel_begun(request, length),
             expects_continue: false,
             upgrade,
             uploaded: &uploaded,
@@ -655,6 +656,12 @@ impl Exchange<'_> {
             }
         }
     }
+}
+
+/// Whether bytes stand behind a request that asked for an upgrade: the caller may mean them for the
+/// tunnel, so they are never read as a request (CVE-2026-2833).
+fn is_tunnel_begun(request: &RequestHead, body_len: usize) -> bool {
+    request.upgrade().is_some() && request.rest().len() > body_len
 }
 
 fn lease_problem(error: &LeaseError) -> Problem {
@@ -845,6 +852,9 @@ impl Answer<'_, '_> {
         let limits = HeadLimits::default();
         for _ in 0..=INFORMATIONAL_MAX {
             self.one_head(response, up, &limits).await?;
+            if response.status() < 200 && framing::informational_claims_body(response) {
+                return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER));
+            }
             match response.status() {
                 101 if self.upgrade.is_some_and(|asked| {
                     response

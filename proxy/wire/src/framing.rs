@@ -96,6 +96,19 @@ pub fn of_response(
     Ok(stated.unwrap_or(BodyFraming::UntilClose))
 }
 
+/// Whether an informational response says that it has a body, or may mean that. It has none
+/// (RFC 9110, section 15.2) and says nothing about one (8.6; RFC 9112, section 6.1); whoever believed
+/// it would take the next response for that body. `Content-Length: 0` is let pass: it claims nothing.
+#[must_use]
+pub fn informational_claims_body(head: &ResponseHead) -> bool {
+    let stated = stated(
+        head.length_seen(),
+        head.transfer_coding_seen(),
+        head.version(),
+    );
+    !matches!(stated, Ok(None | Some(BodyFraming::Length(0))))
+}
+
 fn stated(
     length: LengthSeen,
     coding: TransferCodingSeen,

@@ -191,3 +191,26 @@ fn errors_have_a_status_and_a_name() {
         );
     }
 }
+
+#[test]
+fn an_informational_response_claims_no_body() {
+    #[track_caller]
+    fn check(start: &str, fields: &str, claims: bool) {
+        let bytes = format!("HTTP/{start}\r\n{fields}\r\n");
+        let head = response_of(&[bytes.as_bytes()]).expect("a head");
+        assert_eq!(
+            framing::informational_claims_body(&head),
+            claims,
+            "{start} {fields:?}"
+        );
+    }
+    for start in ["1.1 100 Continue", "1.1 101 Switching Protocols"] {
+        check(start, "", false);
+        check(start, "Content-Length: 0\r\n", false);
+        check(start, "Content-Length: 5\r\n", true);
+        check(start, "Content-Length: 0\r\nContent-Length: 0\r\n", true);
+        check(start, "Content-Length: x\r\n", true);
+        check(start, "Transfer-Encoding: chunked\r\n", true);
+        check(start, "Transfer-Encoding: identity\r\n", true);
+    }
+}
