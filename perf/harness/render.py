@@ -337,7 +337,7 @@ def grid(lines):
 def page(lines):
     names = contenders_of(lines)
     parts = [
-        header(lines), verdict(lines), legend(names), summary_html(lines, names),
+        header(lines), verdict(lines), legend(names), summary_html(lines, names), losses_html(lines),
         section("cpu", "CPU per request", "User and system time of all of a contender's processes, over good answers. "
                 "It depends on the rate, so each rate stands by itself.",
                 [bar_card(lines, "saturated", None, "cpu_us_per_request", "saturated, 32 connections"),
@@ -411,7 +411,7 @@ def header(lines):
 
 def navigation(text):
     """Links to those sections that the page has."""
-    links = [("summary", "summary"), ("cpu", "CPU"), ("added", "latency"), ("connections", "connections"),
+    links = [("summary", "summary"), ("losses", "losses"), ("cpu", "CPU"), ("added", "latency"), ("connections", "connections"),
              ("bodies", "bodies"), ("growth", "growth"), ("changes", "changes"), ("judges", "judges"),
              ("tables", "all figures"), ("fairness", "fairness"), ("repeat", "repeat")]
     return ("<nav>" + "".join(f'<a href="#{anchor}">{words}</a>' for anchor, words in links if f'id="{anchor}"' in text)
@@ -430,7 +430,7 @@ def verdict(lines):
         ours = pick(lines, scenario, at, "claviger") or (scenario == "idle" and pick(lines, scenario, 2000, "claviger"))
         theirs = pick(lines, scenario, ours.get("at") if ours else at, history.BASELINE)
         value, other = (tables.median(line, figure) if line else None for line in (ours, theirs))
-        if value is None:
+        if value is None or tables.judges_own(ours, figure):
             continue
         unit = "us" if figure.startswith("added:") else FIGURES[figure].unit
         beside = f"nginx: {tables.number(other)} {unit}" if other is not None else ""
@@ -456,8 +456,19 @@ def summary_html(lines, names):
     heads = "".join(f"<th>{escape(tables.title(name))}</th>" for name in names)
     return (f'<section id="summary"><h2>Summary</h2><div class="scroll"><table class="summary"><thead><tr><th></th>{heads}'
             f'</tr></thead><tbody>{"".join(rows)}</tbody></table></div><p class="quiet">Medians of all rounds. In bold '
-            f'the best of a row, where the figure supports a claim. [In brackets] what is the judge\'s limit; (in round '
-            f'ones) a difference below the noise.</p></section>')
+            f'the best of a row, where the figure supports a claim and the ranges over all rounds do not touch. [In '
+            f'brackets] what says more of the judge; (in round ones) a difference below the noise.</p></section>')
+
+
+def losses_html(lines):
+    """Where somebody is better: folded, since it is long where much was measured."""
+    found = losses(lines)
+    sure = sum(one.sure for one in found)
+    words = (f"figures that support a claim: {len(found)}; beyond the rounds' ranges: {sure}" if found
+             else "no figure that was measured and supports a claim")
+    made = markdown.table(losses_table(lines).splitlines()) if found else ""
+    return (f'<section id="losses"><h2>Where others are better</h2><details><summary>{escape(words)}</summary>{made}'
+            f'</details></section>')
 
 
 def section(anchor, heading, text, cards):

@@ -107,6 +107,19 @@ class Failing(unittest.TestCase):
         self.assertEqual((fake.names, list(fake.failed)), (["nginx"], ["caddy"]))
 
 
+class Holding(unittest.TestCase):
+    def test_a_rate_counts_as_held_if_one_of_two_tries_holds_it(self):
+        for tries, found in (([1000.0], 1000.0), ([500.0, 990.0], 990.0), ([600.0, 500.0], 600.0)):
+            rates = iter(tries)
+
+            def loadgen(names, *options):
+                return {"targets": [{"rps": next(rates), "errors_total": 0}]}
+
+            fake = FakeBench("nginx", loadgen=loadgen)
+            self.assertEqual(measures.probe(fake, scenario.load("open"), "nginx", 1000), found)
+            self.assertEqual(len(fake.asked), len(tries))
+
+
 class Runs(unittest.TestCase):
     """What is left in the history by a run that did not go as it should."""
 

@@ -247,6 +247,13 @@ class Report(unittest.TestCase):
         self.assertEqual(plot.count('class="hatch"'), 2)
         self.assertNotIn('class="hatch"', render.bar_card(LINES, "saturated", None, "cpu_us_per_request", "x"))
 
+    def test_it_tells_where_others_are_better(self):
+        self.assertIn("no figure that was measured and supports a claim", self.page)
+        lines = [line("churn", "claviger", cpu_us_per_request=[30.0, 31.0]), line("churn", "nginx", cpu_us_per_request=[20.0, 21.0])]
+        page = render.page(lines)
+        self.assertIn("figures that support a claim: 1; beyond the rounds&#x27; ranges: 1", page)
+        self.assertIn("<td>nginx 21.00</td>", page)
+
     def test_text_is_escaped(self):
         self.assertIn("Envoy has no &lt;reload&gt;", self.page)
         self.assertNotIn("<reload>", self.page)
