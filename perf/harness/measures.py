@@ -37,6 +37,8 @@ RATES = [10_000, 8_000, 5_000, 2_000, 1_000]
 READY_SECONDS = 15
 # The load itself sends these: Host, User-Agent, Accept and Authorization.
 OWN_HEADERS = 4
+# Of a reason that goes into the history and into a table.
+REASON_CHARACTERS = 300
 # Connections of the judges' own measures end by themselves; a server that hangs must not hold us forever.
 JUDGE_GRACE_SECONDS = 30
 
@@ -146,7 +148,14 @@ NOT_FIGURES = {"valid", "note", "error_kinds"}
 
 
 def first_sentence(text):
-    return text.strip().splitlines()[0][:300] if text.strip() else "no reason given"
+    """A reason in one line. One that ends in a colon has a log below it, of which the last line says most."""
+    found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        return "no reason given"
+    first = found[0]
+    if first.endswith(":"):
+        first = f"{first} {found[-1]}" if len(found) > 1 else first.removesuffix(":")
+    return first[:REASON_CHARACTERS]
 
 
 def figures(name, document):

@@ -59,7 +59,12 @@ class Failing(unittest.TestCase):
         self.assertEqual({name: len(rounds) for name, rounds in results.items()},
                          {"claviger": one.rounds, "nginx": one.rounds})
         rows = {row.contender: row.marks.get("failed_because") for row in measures.rows(fake, one, results)}
-        self.assertEqual(rows, {"claviger": None, "nginx": None, "envoy": "refused", "caddy": "caddy ended with 2:"})
+        self.assertEqual(rows, {"claviger": None, "nginx": None, "envoy": "refused", "caddy": "caddy ended with 2: long words"})
+
+    def test_a_reason_is_one_line(self):
+        for text, line in (("a\nb", "a"), ("a:\nb\n\nc\n", "a: c"), ("a:", "a"), (" \n", "no reason given"),
+                           ("x" * 999, "x" * measures.REASON_CHARACTERS)):
+            self.assertEqual(measures.first_sentence(text), line)
 
     def test_claviger_too(self):
         fake = FakeBench("claviger", "nginx")
