@@ -54,7 +54,7 @@ pub struct TargetStats {
     pub connections_closed_idle: u64,
     /// Connections that failed to open outside of any request.
     pub connections_failed: u64,
-    /// The TLS version and cipher suite of the first connection.
+    /// The TLS version, cipher suite and key exchange group of the first connection.
     pub tls: Option<String>,
     /// Latencies by round, when targets are compared.
     pub rounds: Vec<Samples>,

@@ -150,11 +150,16 @@ impl<W: Future<Output = io::Result<()>>> Stream<W> {
         Some(kind == HandshakeKind::Resumed)
     }
 
-    /// Protocol version and cipher suite, for the report. `None` in clear text.
+    /// Protocol version, cipher suite and key exchange group, for the report. `None` in clear text.
     pub fn tls_description(&self) -> Option<String> {
         let tls = self.tls.as_ref()?;
-        let suite = tls.negotiated_cipher_suite()?.suite();
-        Some(format!("{:?} {:?}", tls.protocol_version()?, suite))
+        let (version, suite) = (tls.protocol_version()?, tls.negotiated_cipher_suite()?);
+        let mut text = format!("{version:?} {:?}", suite.suite());
+        // A session of TLS 1.2 that is resumed exchanges no keys.
+        if let Some(group) = tls.negotiated_key_exchange_group() {
+            text.push_str(&format!(" {:?}", group.name()));
+        }
+        Some(text)
     }
 
     /// Sends `message`, and takes in what arrives while the socket takes no more.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
@@ -23,8 +24,8 @@ pub enum Trust<'a> {
     Anyone,
 }
 
-/// Client settings: TLS 1.3 and 1.2, `http/1.1` by ALPN, resumption only if `resume`. One for each
-/// pair of a certificate and its key, or one that presents none. Each has its own sessions.
+/// Client settings: TLS 1.3 and 1.2 (see [`provider`]), `http/1.1` by ALPN, resumption only if
+/// `resume`. One for each pair of a certificate and its key, or one that presents none. Each has its own sessions.
 ///
 /// # Errors
 /// When the roots, a certificate or a key cannot be read; the text names the file.
@@ -33,7 +34,7 @@ pub fn client_configs(
     resume: bool,
     pairs: &[(&PathBuf, &PathBuf)],
 ) -> Result<Vec<Arc<ClientConfig>>, String> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
+    let provider = Arc::new(provider());
     let roots = match trust {
         Trust::Anyone => None,
         Trust::File(path) => Some(Arc::new(roots_from(path)?)),
@@ -69,6 +70,30 @@ pub fn client_configs(
     match pairs {
         [] => Ok(vec![config(None)?]),
         pairs => pairs.iter().map(|pair| config(Some(pair))).collect(),
+    }
+}
+
+/// What is offered, so that servers which are compared do the same work whatever each prefers.
+///
+/// OpenSSL and rustls take the client's first suite, BoringSSL and Go AES-128-GCM wherever AES is in
+/// hardware: it stands first, and they agree. It is also the one suite that every TLS 1.3 must have
+/// (RFC 8446, 9.1). The hybrid post-quantum groups are left out, since a server that prefers one asks a
+/// client that only mentions it to begin anew, and others do not have them.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
+        ..aws_lc_rs::default_provider()
     }
 }
 

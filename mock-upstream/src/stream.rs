@@ -83,6 +83,9 @@ pub struct TlsFacts {
     pub version: String,
     /// The cipher suite, as rustls names it.
     pub cipher_suite: String,
+    /// The key exchange group, as rustls names it; empty where no keys were exchanged, as in a
+    /// session of TLS 1.2 that is resumed.
+    pub group: String,
     /// The name that the client asked for (RFC 6066), if any.
     pub server_name: Option<String>,
     /// The application protocol (RFC 7301), if one was negotiated.
@@ -143,6 +146,9 @@ impl Stream {
             cipher_suite: session
                 .negotiated_cipher_suite()
                 .map_or_else(String::new, |suite| format!("{:?}", suite.suite())),
+            group: session
+                .negotiated_key_exchange_group()
+                .map_or_else(String::new, |group| format!("{:?}", group.name())),
             server_name: session.server_name().map(str::to_string),
             alpn: session
                 .alpn_protocol()

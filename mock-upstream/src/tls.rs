@@ -1,7 +1,8 @@
 //! TLS: server configuration from PEM files, and throw-away certificates.
 //!
 //! TLS 1.3 and 1.2, ALPN `http/1.1` only, tickets from one ticketer that all workers share, so
-//! that a session may be resumed on any of them. Client certificates are not asked for.
+//! that a session may be resumed on any of them. The cipher suite is chosen here, not by the client,
+//! so that clients which are compared do the same work. Client certificates are not asked for.
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,7 +16,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::Deserialize;
@@ -74,16 +76,36 @@ fn configured(
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<Arc<ServerConfig>, rustls::Error> {
-    let provider = Arc::new(aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(chain, key)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.ignore_client_order = true;
     config.ticketer = aws_lc_rs::Ticketer::new()?;
     // For alerts within a session, which rustls itself never sends without a cause.
     config.enable_secret_extraction = true;
     Ok(Arc::new(config))
+}
+
+/// What is accepted, most wanted first: AES-128-GCM, as the front ends of large APIs choose where AES
+/// is in hardware, and groups without post-quantum parts, since not every client has those.
+fn provider() -> CryptoProvider {
+    CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
+        ..aws_lc_rs::default_provider()
+    }
 }
 
 /// Makes a CA and a certificate for `names` (DNS names or IP addresses) and writes `ca.pem`,

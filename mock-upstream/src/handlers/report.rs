@@ -55,6 +55,7 @@ pub fn of(conn: &Connection, access: Access, body: &Body) -> Value {
         report["tls"] = json!({
             "version": tls.version,
             "cipher_suite": tls.cipher_suite,
+            "group": tls.group,
             "sni": tls.server_name,
             "alpn": tls.alpn,
             "resumed": tls.resumed,

@@ -109,6 +109,9 @@ fn echo_tells_exactly_what_arrived() {
     assert_eq!(echo["body_bytes"], 5);
     assert_eq!(echo["body_sha256"], sha256_hex(b"hello"));
     assert_eq!(echo["tls"]["version"], "TLSv1_3");
+    // Chosen by the mock: this client offers AES-256 first.
+    assert_eq!(echo["tls"]["cipher_suite"], "TLS13_AES_128_GCM_SHA256");
+    assert_eq!(echo["tls"]["group"], "X25519");
     assert_eq!(echo["tls"]["sni"], "api.example.com");
     assert_eq!(echo["tls"]["alpn"], "http/1.1");
     assert_eq!(echo["request"], 1);
