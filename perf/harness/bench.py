@@ -34,6 +34,8 @@ START_SECONDS = 120
 JOB_CHECKS = 3
 # Of the load that is counted and not timed: long enough for every connection to be used many times.
 COUNTED = ["--concurrency", 8, "--duration", "300ms", "--warmup", "0ms"]
+# How long a contender may take to end when it is asked to; then it is killed.
+STOP_SECONDS = 10
 # How long a log may take until it has a line for each request: some write once in a second.
 LOG_SECONDS = 10
 # The API ends by itself after so long, if we cannot end it. The longest scenario takes a quarter of an hour.
@@ -432,10 +434,4 @@ def dechunk(body):
 
 
 def stop(process):
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    machine.stop(process, STOP_SECONDS)

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from harness.contender import ROOT
+from harness.keeper import Keeper
 
 # Descriptors that we and all that we start may open: 8,000 idle connections have two ends, and some contenders
 # reserve descriptors for every connection they might have.
@@ -130,14 +131,33 @@ def end_on_signals():
         signal.signal(number, lambda *_: sys.exit(2))
 
 
+# Ends what is left of our processes when we are not there to do it.
+KEEPER = Keeper()
+
+
 def dies_with_us():
-    """A function to call in a child: the kernel ends it if we are killed and cannot."""
+    """A function to call in a child: if we are killed and cannot end it, it ends all the same, with all its children."""
     libc = ctypes.CDLL(None)
+    KEEPER.start()
 
     def ask():
+        KEEPER.enter()
+        # Should the keeper be killed too: of no use to the child's children.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
     return ask
+
+
+def stop(process, patience_s):
+    """Ends a process that was started with `dies_with_us`, and all that it started: asks, waits so long, then kills."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(patience_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    KEEPER.end(process.pid)
 
 
 @contextlib.contextmanager
