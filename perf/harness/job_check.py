@@ -24,8 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness import machine
 from harness.contender import (
-    CannotMeasure, Job, NotSupported, current_user, find_built, known, load, tree, write_private,
+    CannotMeasure, Job, NotSupported, current_user, find_built, known, load, write_private,
 )
 
 HOST = "api.example.com"
@@ -39,12 +40,19 @@ STRIPPED = [
 
 # How long anything may take that has to happen: a start with 10,000 routes is the longest.
 PATIENCE_S = 300.0
+# How long a process may take to end when it is asked to; then it is killed.
+STOP_S = 5.0
 # Time between the events of a stream.
 EVENT_GAP_S = 0.1
 # An event that comes so much closer to the one before it was held back, as one that waits for the next is.
 EVENT_DELAY_MAX_S = 0.09
 # Streams of which one has to arrive as it was sent.
 STREAMS_TRIED_MAX = 5
+
+
+# What everybody has to speak on both sides, so that no one's figure is another cipher's: the first that loadgen offers
+# and that mock-upstream takes, in rustls's words.
+TLS = ["TLSv1_3", "TLS13_AES_128_GCM_SHA256", "X25519"]
 
 
 class Failed(Exception):
@@ -95,7 +103,7 @@ def replaces_key(caller, key):
         raise Failed(f"{caller.name} sent Host {dict(fields).get('host')}")
     if seen["version"] != "HTTP/1.1" or seen["tls"]["sni"] != caller.host:
         raise Failed(f"{caller.name} reached the API with {seen['version']}, SNI {seen['tls']['sni']}")
-    caller.seen["upstream_tls"] = [seen["tls"]["version"], seen["tls"]["cipher_suite"]]
+    caller.seen["upstream_tls"] = [seen["tls"].get(fact, "unknown") for fact in ("version", "cipher_suite", "group")]
 
 
 def asks_the_api(caller, mock_stats):
@@ -217,6 +225,24 @@ def resumes(caller, key):
         caller.seen["resumes"] = stream.session_reused
     if not caller.seen["resumes"]:
         raise Failed(f"{caller.name} does not resume TLS sessions")
+
+
+def speaks_the_same_tls(port, ca, upstream_tls, host=HOST, name="it"):
+    """The records of both handshakes: loadgen's own with the contender, and `upstream_tls`, the API's with it.
+
+    The callers here cannot stand for loadgen: which suite is taken depends on what is offered first.
+    """
+    done = subprocess.run(
+        [str(word) for word in (
+            find_built("loadgen"), "--json", "--quiet", "--cacert", ca, "--target", f"{name}=https://{host}/ok",
+            "--connect", f"{name}=127.0.0.1:{port}", "--concurrency", 1, "--duration", "50ms", "--warmup", "0ms",
+        )], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE_S, preexec_fn=machine.dies_with_us())
+    if done.returncode not in (0, 3):
+        raise Failed(f"{name}: loadgen ended with {done.returncode}: {done.stderr.strip()[-300:]}")
+    callers = json.loads(done.stdout)["targets"][0]["tls"].split()
+    for side, spoken in (("callers", callers), ("the API", upstream_tls)):
+        if spoken != TLS:
+            raise Failed(f"{name} speaks {' '.join(spoken)} with {side}, and not {' '.join(TLS)} as the others do")
 
 
 def refuses(port, ca, api_requests, host=HOST, name="it"):
@@ -397,24 +423,14 @@ def ask_control(port, method, path):
 
 
 def spawn(stack, command, **more):
-    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL, **more)
+    process = subprocess.Popen([str(word) for word in command], stdin=subprocess.DEVNULL,
+                               preexec_fn=machine.dies_with_us(), **more)
     stack.callback(stop, process)
     return process
 
 
 def stop(process):
-    """Ends a process and what it started, by their numbers."""
-    pids = tree(process.pid)
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-    for pid in pids[1:]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    machine.stop(process, STOP_S)
     if process.stdout:
         process.stdout.close()
 
@@ -476,7 +492,8 @@ def check_all(contender, work, api):
     job = job_for(work / "job", api, api)
     with running(contender, job) as process:
         seen = check(job.port, api.ca, name=contender.name, mock_stats=api.stats)
-        notes.append(f"TLS in {' '.join(seen['tls'])}, out {' '.join(seen['upstream_tls'])}")
+        speaks_the_same_tls(job.port, api.ca, seen["upstream_tls"], name=contender.name)
+        notes.append(f"{' '.join(TLS)} on both sides")
         caller = Caller(job.port, api.ca, HOST, contender.name)
         before = contender.pids(process)
         if process.pid not in before:

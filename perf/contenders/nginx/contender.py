@@ -8,8 +8,10 @@ from harness.contender import current_user, fill, find_program, first_line, writ
 
 HERE = os.path.dirname(__file__)
 
-# A name's bucket may hold so many bytes; names here have 18.
-NAMES_PER_TABLE_MIN = 512
+# The most buckets that nginx may try until none holds more than a cache line: its default, and beyond it so many for each
+# name. With one each it finds no such table for thousands of names, and warns.
+NAMES_HASH_SIZE_MIN = 512
+NAMES_HASH_SIZE_PER_NAME = 4
 
 
 class Contender(contender.Contender):
@@ -50,7 +52,7 @@ class Contender(contender.Contender):
                 DIR=job.dir, UPSTREAM_PORT=job.upstream_port, HOST=job.host, CA=job.ca,
                 USER=f"user {job.user or current_user()};" if os.geteuid() == 0 else "",
                 WORKERS=job.workers, AFFINITY=" ".join(f"{1 << cpu:b}" for cpu in job.cpus),
-                NAMES=max(NAMES_PER_TABLE_MIN, 4 * len(names)), SERVERS=servers,
+                NAMES_HASH_SIZE=max(NAMES_HASH_SIZE_MIN, NAMES_HASH_SIZE_PER_NAME * len(names)), SERVERS=servers,
             ),
         )
 

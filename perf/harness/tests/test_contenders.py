@@ -1,8 +1,8 @@
 """Contenders' configurations render, are accepted by those they are for, and do the same job; and the check of the job
 fails where it has to.
 
-`python3 -m unittest discover -s perf/harness/tests -t perf`. Needs nginx, and Claviger and mock-upstream built, in debug
-or in release; looks at the other contenders where they are installed.
+`python3 -m unittest discover -s perf/harness/tests -t perf`. Needs nginx, and Claviger, loadgen and mock-upstream built, in
+debug or in release; looks at the other contenders where they are installed.
 """
 
 import contextlib
@@ -119,6 +119,37 @@ class Contenders(unittest.TestCase):
             seen = job_check.check(job.port, self.api.ca, name="nginx")
             self.assertTrue(seen["resumes"])
             self.assertGreaterEqual(len(self.nginx().pids(process)), 2, "the master and its worker")
+
+    def test_another_cipher_or_group_is_noticed(self):
+        """On either side: nginx as it is speaks what all speak, and with one line more it does not."""
+        for more, wanted in (
+            ("", None),
+            ("ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;", "AES_256.* with callers"),
+            ("ssl_ecdh_curve secp384r1;", "secp384r1.* with callers"),
+            ("proxy_ssl_conf_command Ciphersuites TLS_AES_256_GCM_SHA384;", "AES_256.* with the API"),
+            ("proxy_ssl_protocols TLSv1.2;", "TLSv1_2.* with the API"),
+        ):
+            with self.subTest(more):
+                job, nginx = self.job(), self.nginx()
+                command = nginx.start(job)
+                file = job.dir / "nginx.conf"
+                text = file.read_text()
+                if more.startswith("proxy_ssl_protocols"):
+                    text = text.replace("proxy_ssl_protocols TLSv1.2 TLSv1.3;", "")
+                file.write_text(text.replace("ssl_session_cache", f"{more} ssl_session_cache"))
+
+                class Started:
+                    name, logs, start = nginx.name, staticmethod(nginx.logs), staticmethod(lambda job: command)
+
+                with job_check.running(Started, job):
+                    caller = job_check.Caller(job.port, self.api.ca, job_check.HOST, "nginx")
+                    job_check.replaces_key(caller, job_check.KEY)
+                    ask = job.port, self.api.ca, caller.seen["upstream_tls"]
+                    if wanted:
+                        with self.assertRaisesRegex(Failed, f"(?i){wanted}"):
+                            job_check.speaks_the_same_tls(*ask)
+                    else:
+                        job_check.speaks_the_same_tls(*ask)
 
     def test_an_answer_that_the_api_did_not_give_is_noticed(self):
         for more, wanted in (("", None), ("location = /ok { return 200; }", "the API saw 0")):
