@@ -119,6 +119,8 @@ def rows(bench, scenario, results, label=None, at=None, **more):
         notes = sorted({one["note"] for one in rounds if one.get("note")})
         if errors := sum((collections.Counter(one.get("error_kinds", {})) for one in rounds), collections.Counter()):
             notes.append("errors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(errors.items())))
+        if cut := sum(one.get("cut_off", 0) for one in rounds):
+            notes.append(f"the judge's end cut off {cut} requests")
         if notes:
             marks["note"] = "; ".join(notes)
         if name == DIRECT:
@@ -144,7 +146,7 @@ def unmeasured(scenario, names, rows_so_far, reason):
 
 
 # What a turn tells beside its figures.
-NOT_FIGURES = {"valid", "note", "error_kinds"}
+NOT_FIGURES = {"valid", "note", "error_kinds", "cut_off"}
 
 
 def first_sentence(text):
@@ -164,11 +166,12 @@ def figures(name, document):
     own, upstream = document["generator"], document["watched"][DIRECT]
     watched = document["watched"][name]
     latency = target["latency"]
+    kinds = own_errors(target, document["connections"])
     found = {
         "rps": target["rps"],
         "p50_us": latency["p50"], "p90_us": latency["p90"], "p99_us": latency["p99"],
         "p999_us": latency["p99.9"], "max_us": latency["max"],
-        "errors": target["errors_total"],
+        "errors": sum(kinds.values()),
         "requests": target["requests"],
         "valid": document["valid"],
         "load_core_busy": load_core_busy(document),
@@ -179,9 +182,28 @@ def figures(name, document):
     if watched["cpu_s"] is not None and target["good"]:
         found["cpu_us_per_request"] = watched["cpu_s"] * 1e6 / target["good"]
         found["proxy_core_busy"] = watched["cpu_s"] / document["duration_s"]
-    if target["errors_total"]:
-        found["error_kinds"] = target["errors"]
+    if kinds:
+        found["error_kinds"] = kinds
+    if cut := cut_off(target, document["connections"]):
+        found["cut_off"] = cut
     return found
+
+
+# loadgen's name for a request that was due, but had no free connection before the run ended.
+UNSENT = "unsent"
+
+
+def cut_off(target, connections):
+    """Requests that the end of the run cut off: the judge's, and no error of the contender. Any server that keeps up has
+    a queue at a given moment, of one request per connection at most; a backlog, which is more, is its own."""
+    unsent = target["errors"].get(UNSENT, 0)
+    return unsent if unsent <= connections else 0
+
+
+def own_errors(target, connections):
+    """A contender's errors by kind: all that loadgen counted but what the end of the run cut off."""
+    return {kind: count for kind, count in target["errors"].items()
+            if count and not (kind == UNSENT and cut_off(target, connections))}
 
 
 def load_core_busy(document):
@@ -313,10 +335,10 @@ def added(options, scenario, names, tell):
                                          "added_p99_us": differences["p99"]["difference"]})
                 yield Row(label, scenario.kind, name, one.version,
                           {**scenario.shown(), "rounds": comparison["rounds"]}, None,
-                          {**absolute(by_name[name]), "load_core_busy": [busy]},
+                          {**absolute(by_name[name], document["connections"]), "load_core_busy": [busy]},
                           {**marks, "added_us": differences, "tls": one.tls, "upstream_tls": one.upstream_tls})
             yield Row(label, scenario.kind, DIRECT, bench.running[DIRECT].version, scenario.shown(), None,
-                      {**absolute(by_name[DIRECT]), "load_core_busy": [busy]}, marks)
+                      {**absolute(by_name[DIRECT], document["connections"]), "load_core_busy": [busy]}, marks)
             # Those that take no part, and why.
             yield from rows(bench, scenario, {}, label, rate=rate)
             for name in bench.names:
@@ -340,10 +362,11 @@ def side_by_side(bench, scenario, rate, holding):
                 bench.drop(name, reason)
 
 
-def absolute(target):
+def absolute(target, connections):
     latency = target["latency"]
     return {"p50_us": [latency["p50"]], "p90_us": [latency["p90"]], "p99_us": [latency["p99"]],
-            "p999_us": [latency["p99.9"]], "max_us": [latency["max"]], "errors": [target["errors_total"]]}
+            "p999_us": [latency["p99.9"]], "max_us": [latency["max"]],
+            "errors": [sum(own_errors(target, connections).values())]}
 
 
 def tail(options, scenario, names, tell, *more):

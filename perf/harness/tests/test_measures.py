@@ -21,7 +21,7 @@ def document(**target):
         "generator": {"cpu_user_s": 0.5, "cpu_system_s": 0.6, "spun_s": 0.1, "cpu_us_per_request": 1.0,
                       "lag": {"p99": 7.0}},
         "watched": {"direct": {"cpu_s": 0.8, "cpu_us_per_request": 2.0}, "nginx": {"cpu_s": 0.004}},
-        "valid": True, "duration_s": 2.0,
+        "valid": True, "duration_s": 2.0, "connections": 32,
     }
 
 
@@ -45,9 +45,18 @@ class Reading(unittest.TestCase):
         rounds = [measures.figures("nginx", document(errors_total=1, errors={"reset": 1})),
                   measures.figures("nginx", document(errors_total=5, errors={"reset": 1, "unsent": 4}))]
         nginx, caddy = measures.rows(Bench, scenario.load("saturated"), {"nginx": rounds})
-        self.assertEqual(nginx.marks["note"], "errors: 2 reset, 4 unsent")
-        self.assertEqual(nginx.figures["errors"], [1, 5])
+        self.assertEqual(nginx.marks["note"], "errors: 2 reset; the judge's end cut off 4 requests")
+        self.assertEqual(nginx.figures["errors"], [1, 1])
         self.assertEqual(caddy.marks, {"failed_because": "ended"})
+
+    def test_a_backlog_is_the_contenders(self):
+        queue = measures.figures("nginx", document(errors_total=32, errors={"unsent": 32}))
+        self.assertEqual((queue["errors"], queue.get("error_kinds"), queue["cut_off"]), (0, None, 32))
+        backlog = measures.figures("nginx", document(errors_total=33, errors={"unsent": 33}))
+        self.assertEqual((backlog["errors"], backlog["error_kinds"]), (33, {"unsent": 33}))
+        self.assertNotIn("cut_off", backlog)
+        self.assertEqual(measures.absolute(document(errors_total=9, errors={"unsent": 8, "tls": 1})["targets"][0], 8)["errors"],
+                         [1])
 
     def test_a_contender_whose_core_others_use_is_marked(self):
         class Bench:
