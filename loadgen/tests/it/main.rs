@@ -8,6 +8,7 @@ mod load;
 mod mock;
 mod output;
 mod pages;
+mod schema;
 mod server;
 mod traffic;
 
