@@ -177,6 +177,7 @@ fn route(shared: &Shared, path: &str) -> Route {
             .map(|text| Endpoint::parse(text).expect("an endpoint"))
             .collect(),
         audit_required: true,
+        retry_with_idempotency_key: false,
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
     }

@@ -18,29 +18,81 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Addresses tried for one connection; further ones wait for the next attempt.
 const ATTEMPTS_MAX: usize = 6;
 
-/// How long an address that failed is tried last.
-const FAILED_MS: u64 = 10_000;
+/// How long an address that failed is tried last; twice as long after each further failure.
+const FAILED_MS_MIN: u64 = 1_000;
+const FAILED_MS_MAX: u64 = 120_000;
+
+/// So many exchanges in a row that the upstream broke off, or did not answer, count as a failure of
+/// the address, although it accepts connections.
+const EXCHANGES_FAILED_MAX: u32 = 5;
 
 /// Failed addresses remembered. When full, the memory starts afresh.
 const FAILED_MAX: usize = 1024;
 
 /// Addresses that just failed, and until when they are tried last.
 #[derive(Debug, Default)]
-pub struct Failures(RefCell<HashMap<SocketAddr, u64>>);
+pub struct Failures(RefCell<HashMap<SocketAddr, Failing>>);
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Failing {
+    /// Tried last until then.
+    until: u64,
+    /// Failures since it last did well.
+    in_a_row: u32,
+    /// Exchanges that failed since one did not, on connections that were accepted.
+    exchanges: u32,
+}
+
+impl Failing {
+    fn note(&mut self, now_ms: u64) {
+        let pause = FAILED_MS_MIN << self.in_a_row.min(16);
+        self.until = now_ms + pause.min(FAILED_MS_MAX);
+        self.in_a_row = self.in_a_row.saturating_add(1);
+    }
+}
 
 impl Failures {
-    pub fn note(&self, address: SocketAddr, now_ms: u64) {
-        let mut failed = self.0.borrow_mut();
-        if failed.len() >= FAILED_MAX {
-            failed.clear();
+    fn entry(&self, address: SocketAddr, act: impl FnOnce(&mut Failing)) {
+        let mut failing = self.0.borrow_mut();
+        if failing.len() >= FAILED_MAX {
+            failing.clear();
         }
-        failed.insert(address, now_ms + FAILED_MS);
+        act(failing.entry(address).or_default());
     }
 
-    pub fn forget(&self, address: SocketAddr) {
-        let mut failed = self.0.borrow_mut();
-        if !failed.is_empty() {
-            failed.remove(&address);
+    /// No connection could be opened.
+    pub fn note(&self, address: SocketAddr, now_ms: u64) {
+        self.entry(address, |failing| failing.note(now_ms));
+    }
+
+    /// A connection was opened.
+    pub fn connected(&self, address: SocketAddr) {
+        let mut failing = self.0.borrow_mut();
+        // That it accepts says nothing of an address whose exchanges fail.
+        if failing.get(&address).is_some_and(|one| one.exchanges == 0) {
+            failing.remove(&address);
+        }
+    }
+
+    /// An exchange failed, by the upstream's doing. Returns whether the address is to be avoided
+    /// from now on.
+    pub fn exchange_failed(&self, address: SocketAddr, now_ms: u64) -> bool {
+        let mut avoid = false;
+        self.entry(address, |failing| {
+            failing.exchanges = failing.exchanges.saturating_add(1);
+            avoid = failing.exchanges.is_multiple_of(EXCHANGES_FAILED_MAX);
+            if avoid {
+                failing.note(now_ms);
+            }
+        });
+        avoid
+    }
+
+    /// An exchange went well.
+    pub fn exchanged(&self, address: SocketAddr) {
+        let mut failing = self.0.borrow_mut();
+        if !failing.is_empty() {
+            failing.remove(&address);
         }
     }
 
@@ -48,7 +100,7 @@ impl Failures {
         self.0
             .borrow()
             .get(&address)
-            .is_some_and(|&until| until > now_ms)
+            .is_some_and(|failing| failing.until > now_ms)
     }
 }
 
@@ -73,7 +125,7 @@ impl<'a> Trial<'a> {
 
     pub fn succeed(mut self) {
         self.settled = true;
-        self.failures.forget(self.address);
+        self.failures.connected(self.address);
     }
 }
 

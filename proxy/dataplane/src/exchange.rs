@@ -107,6 +107,10 @@ pub async fn run(
         }
     };
     let mut rest = Rest::of(framing, desk.request.rest().len());
+    if core.counters.get(Counter::exchanges_open) > view.limits.exchanges_max as u64 {
+        core.count(Counter::exchanges_refused_limit);
+        return exchange.refuse(desk, &OVERLOADED, rest).await;
+    }
     if let BodyFraming::Length(length) = framing
         && length <= GATHER_BYTES_MAX
         && !desk.request.expects_continue()
@@ -228,6 +232,13 @@ const BODY_TOO_LARGE: Problem = Problem::new(
 const AUDIT_UNAVAILABLE: Problem = Problem::new(503, "audit_unavailable", Refuser::Claviger,
     "The route requires an audit record and the audit trail cannot take one now. Check the disk under the audit file.")
     .retry_after(1);
+const OVERLOADED: Problem = Problem::new(
+    503,
+    "core_overloaded",
+    Refuser::Claviger,
+    "Too many requests are under way (exchanges_max).",
+)
+.retry_after(1);
 const BAD_UPSTREAM_ANSWER: Problem = Problem::new(
     502,
     "upstream_answer_malformed",
@@ -414,8 +425,19 @@ impl Exchange<'_> {
                 Rest::Unknown => Box::pin(self.streamed(desk, permit, &mut lease, framing)).await,
             };
             self.down.watch().unwatch();
+            if let Err(failed) = &outcome
+                && failed.is_the_upstreams(lease.reused)
+                && core
+                    .failures
+                    .exchange_failed(lease.address(), core.tick.now_ms())
+            {
+                core.pool.avoid(lease.address());
+            }
             match outcome {
-                Ok(answered) => return self.settle(desk, permit, lease, answered).await,
+                Ok(answered) => {
+                    core.failures.exchanged(lease.address());
+                    return self.settle(desk, permit, lease, answered).await;
+                }
                 // The connection was closed while it was idle, as servers do. Again
                 // only where that is safe: nothing was sent, or the method may be
                 // repeated (RFC 9110, 9.2.2), and the body is still at hand.
@@ -423,7 +445,8 @@ impl Exchange<'_> {
                     if lease.reused
                         && !tried_again
                         && matches!(rest, Rest::AtHand(_))
-                        && (nothing_sent || desk.request.method().is_idempotent()) =>
+                        && (nothing_sent || may_repeat(&desk.request, permit))
+                        && self.within_retry_budget(&lease) =>
                 {
                     core.count(Counter::upstream_retries);
                     tried_again = true;
@@ -434,6 +457,14 @@ impl Exchange<'_> {
                 }
             }
         }
+    }
+
+    fn within_retry_budget(&self, lease: &Lease) -> bool {
+        let allowed = self.core.pool.may_retry(lease.key());
+        if !allowed {
+            self.core.count(Counter::upstream_retries_refused);
+        }
+        allowed
     }
 
     /// A request that is at hand, whole: one message up, then the answer.
@@ -662,6 +693,30 @@ impl Exchange<'_> {
 /// tunnel, so they are never read as a request (CVE-2026-2833).
 fn is_tunnel_begun(request: &RequestHead, body_len: usize) -> bool {
     request.upgrade().is_some() && request.rest().len() > body_len
+}
+
+impl Failed {
+    /// Whether it speaks against the upstream's address. A re-used connection that was closed before
+    /// an answer does not: servers end idle connections as they like.
+    fn is_the_upstreams(&self, reused: bool) -> bool {
+        match self {
+            Failed::BeforeAnswer { .. } => !reused,
+            Failed::Unanswered(problem) => problem.refuser == Refuser::Upstream,
+            Failed::Cut(refuser, _) => *refuser == Refuser::Upstream,
+            Failed::Abandoned => false,
+        }
+    }
+}
+
+/// Whether a request that may have arrived may be sent once more: its method says so (RFC 9110,
+/// 9.2.2), or its caller does, where the route believes an `Idempotency-Key`.
+fn may_repeat(request: &RequestHead, permit: &Permit<'_>) -> bool {
+    request.method().is_idempotent()
+        || (permit.route().retry_with_idempotency_key
+            && request.fields().iter().any(|field| {
+                request.name(field).eq_ignore_ascii_case(b"idempotency-key")
+                    && !request.value(field).is_empty()
+            }))
 }
 
 fn lease_problem(error: &LeaseError) -> Problem {

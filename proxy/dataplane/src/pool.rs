@@ -18,6 +18,9 @@ use crate::rt;
 use crate::session::Handshake;
 use crate::transport::Transport;
 
+mod queue;
+use queue::{Line, Queue, Waiting};
+
 /// How long a pool stays warm after its last use.
 const WARM_MS: u64 = 600_000;
 
@@ -27,6 +30,17 @@ const COMPLAINT_MS: u64 = 1_000;
 /// Pauses between attempts to warm a pool whose upstream does not answer.
 const WARM_PAUSE_MS_MIN: u64 = 1_000;
 const WARM_PAUSE_MS_MAX: u64 = 60_000;
+
+/// So many attempts to open a connection that failed in a row mean that the upstream is down:
+/// from then on one attempt at a time asks whether it is back, and its outcome is everybody's.
+const DOWN_AFTER: u32 = 5;
+
+/// Second tries that are possible at once, after a time without any: as many connections as one
+/// would lose when an upstream restarts. Without tries left the failure is answered.
+const RETRY_RESERVE: u32 = 100;
+
+/// Requests that earn one more second try: at most a fifth of the traffic is sent twice.
+const REQUESTS_PER_RETRY: u32 = 5;
 
 /// Idle connections by [`PoolKey`]. Connections of one key are never lent for another.
 #[derive(Default)]
@@ -43,6 +57,15 @@ struct Bucket {
     idle: VecDeque<Idle>,
     /// Idle, lent and being opened.
     open: usize,
+    /// Requests that wait for one of these. Not empty only while nothing is idle.
+    queue: Queue<Grant>,
+    /// Attempts to open a connection that failed since one succeeded.
+    failures: u32,
+    /// An attempt is under way that decides for all; see [`DOWN_AFTER`].
+    probing: bool,
+    /// Requests that may still be counted against second tries: [`REQUESTS_PER_RETRY`] each.
+    /// Counted down from the reserve, so that a new bucket has it whole.
+    retries_spent: u32,
     last_used_ms: u64,
     turn: usize,
     /// The upstream as it was last used, for keeping connections warm.
@@ -51,6 +74,16 @@ struct Bucket {
     /// Pause after an attempt to warm it that failed, doubled by each.
     warm_pause_ms: u64,
     warm_after_ms: u64,
+}
+
+/// What one that waited gets.
+enum Grant {
+    /// A connection as good as an idle one, and its place.
+    Connection(Box<Idle>),
+    /// Room for a new connection; the place is taken already.
+    Place,
+    /// The upstream is down, and the attempt that asked has just failed again.
+    Down,
 }
 
 struct Idle {
@@ -78,8 +111,12 @@ pub struct Lease {
 /// Why no connection could be lent.
 #[derive(Debug)]
 pub enum LeaseError {
-    /// The bound of the upstream is reached on this core.
+    /// The bound of the upstream is reached on this core, and so is the queue's.
     Exhausted,
+    /// No connection became free in time.
+    Waited,
+    /// The upstream accepts no connections, as found by another request's attempt.
+    Down,
     /// No address is known: DNS has not answered, or only with refused addresses.
     NoAddress,
     /// No address could be connected to.
@@ -97,7 +134,19 @@ impl LeaseError {
             LeaseError::Exhausted => (
                 503,
                 "upstream_connections_exhausted",
-                "All connections to this upstream are in use (connections_max).",
+                "All connections to this upstream are in use (connections_max), and no more requests may wait for one (queue_max).",
+                Refuser::Claviger,
+            ),
+            LeaseError::Waited => (
+                503,
+                "upstream_queue_timeout",
+                "All connections to this upstream were in use for too long (connections_max, queue_timeout).",
+                Refuser::Claviger,
+            ),
+            LeaseError::Down => (
+                503,
+                "upstream_down",
+                "This upstream accepts no connections at present; one attempt at a time is made.",
                 Refuser::Claviger,
             ),
             LeaseError::NoAddress => (
@@ -207,10 +256,129 @@ impl ConnectionPool {
         }
     }
 
+    /// A connection is gone: its place is the next one's that waits.
     fn closed(&self, key: PoolKey) {
         if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
             bucket.open = bucket.open.saturating_sub(1);
+            bucket.let_in();
         }
+    }
+
+    /// What a request's wait ended in when nobody took it.
+    fn pass_on(&self, key: PoolKey, grant: Grant) {
+        match grant {
+            // The connection is closed: it may have waited for longer than it was good for.
+            Grant::Connection(_) | Grant::Place => {
+                if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
+                    bucket.probing = false;
+                }
+                self.closed(key);
+            }
+            Grant::Down => {}
+        }
+    }
+
+    /// The outcome of an attempt to open a connection, for all who wait on it. `None`: nobody
+    /// waited for the outcome.
+    fn attempted(&self, key: PoolKey, well: Option<bool>) {
+        let mut buckets = self.buckets.borrow_mut();
+        let Some(bucket) = buckets.get_mut(&key) else {
+            return;
+        };
+        bucket.probing = false;
+        match well {
+            Some(true) => bucket.failures = 0,
+            Some(false) => {
+                bucket.failures = bucket.failures.saturating_add(1);
+                if bucket.is_down() {
+                    while bucket.queue.serve(Grant::Down).is_ok() {}
+                }
+            }
+            None => {}
+        }
+        bucket.let_in();
+    }
+
+    /// Closes what is idle towards an address that is not used for now.
+    pub fn avoid(&self, address: SocketAddr) {
+        for bucket in self.buckets.borrow_mut().values_mut() {
+            let before = bucket.idle.len();
+            bucket.idle.retain(|idle| idle.address != address);
+            bucket.open -= before - bucket.idle.len();
+        }
+    }
+
+    /// Whether a request may be sent a second time. Counts it, if so.
+    pub fn may_retry(&self, key: PoolKey) -> bool {
+        let mut buckets = self.buckets.borrow_mut();
+        let Some(bucket) = buckets.get_mut(&key) else {
+            return false;
+        };
+        let spent = bucket.retries_spent + REQUESTS_PER_RETRY;
+        let allowed = spent <= RETRY_RESERVE * REQUESTS_PER_RETRY;
+        if allowed {
+            bucket.retries_spent = spent;
+        }
+        allowed
+    }
+}
+
+impl Bucket {
+    fn is_down(&self) -> bool {
+        self.failures >= DOWN_AFTER
+    }
+
+    fn connections_max(&self) -> usize {
+        self.upstream
+            .as_ref()
+            .map_or(usize::MAX, |upstream| upstream.limits.connections_max)
+    }
+
+    /// Gives a connection that comes back to the first in line.
+    #[cold]
+    fn serve_first(&mut self, idle: Idle) {
+        if self.queue.first_wants_fresh() || self.open > self.connections_max() {
+            // Closed; its place is theirs.
+            drop(idle);
+            self.open -= 1;
+            self.let_in();
+        } else {
+            // Somebody waits, so this cannot fail; it would close the connection.
+            let _ = self.queue.serve(Grant::Connection(Box::new(idle)));
+        }
+    }
+
+    /// Gives free places to those who wait, in order; while the upstream is down, to the one that
+    /// asks whether it is back.
+    fn let_in(&mut self) {
+        while self.open < self.connections_max()
+            && !(self.is_down() && self.probing)
+            && !self.queue.is_empty()
+        {
+            self.open += 1;
+            self.probing = self.is_down();
+            if self.queue.serve(Grant::Place).is_err() {
+                self.open -= 1;
+            }
+        }
+    }
+}
+
+/// One bucket's queue, for whoever waits in it.
+struct LineOf {
+    core: Rc<Core>,
+    key: PoolKey,
+}
+
+impl Line<Grant> for LineOf {
+    fn with(&self, act: impl FnOnce(&mut Queue<Grant>)) {
+        if let Some(bucket) = self.core.pool.buckets.borrow_mut().get_mut(&self.key) {
+            act(&mut bucket.queue);
+        }
+    }
+
+    fn pass_on(&self, grant: Grant) {
+        self.core.pool.pass_on(self.key, grant);
     }
 }
 
@@ -225,8 +393,11 @@ pub enum Purpose {
     Warmth,
 }
 
-/// Lends a connection: an idle one that is as it was left, or else a new one.
+/// Lends a connection: an idle one that is as it was left, or else a new one, or else the next
+/// one that becomes free within the upstream's `queue_timeout`.
 ///
+/// # Errors
+/// See [`LeaseError`]. A lease for warmth never waits.
 pub async fn lease(
     core: &Rc<Core>,
     key: PoolKey,
@@ -234,11 +405,14 @@ pub async fn lease(
     purpose: Purpose,
 ) -> Result<Lease, LeaseError> {
     let now_ms = core.tick.now_ms();
-    let turn = {
+    let (place, turn) = {
         let mut buckets = core.pool.buckets.borrow_mut();
         let bucket = buckets.entry(key).or_default();
         if purpose != Purpose::Warmth {
             bucket.last_used_ms = now_ms;
+        }
+        if purpose == Purpose::Request {
+            bucket.retries_spent = bucket.retries_spent.saturating_sub(1);
         }
         if bucket
             .upstream
@@ -253,38 +427,64 @@ pub async fn lease(
             idle.connection.watch().unwatch();
             if idle.connection.is_still_idle() {
                 core.count(Counter::upstream_reuses);
-                return Ok(Lease {
-                    core: Rc::clone(core),
-                    key,
-                    connection: Some(idle.connection),
-                    address: idle.address,
-                    opened_ms: idle.opened_ms,
-                    reused: true,
-                    returned: false,
-                });
+                return Ok(Lease::reusing(core, key, idle));
             }
             bucket.open -= 1;
         }
-        if bucket.open >= upstream.limits.connections_max {
-            // An idle one that is not wanted for this request makes room.
-            if bucket.idle.pop_front().is_none() {
-                return Err(LeaseError::Exhausted);
-            }
-            bucket.open -= 1;
-        }
-        bucket.open += 1;
         bucket.turn = bucket.turn.wrapping_add(1);
-        bucket.turn
+        let asks_already = bucket.is_down() && bucket.probing;
+        let is_full = bucket.open >= upstream.limits.connections_max
+            // An idle one that is not wanted for this request makes room.
+            && match bucket.idle.pop_front() {
+                Some(_) => {
+                    bucket.open -= 1;
+                    false
+                }
+                None => true,
+            };
+        if !is_full && !asks_already && bucket.queue.is_empty() {
+            bucket.open += 1;
+            bucket.probing = bucket.is_down();
+            (None, bucket.turn)
+        } else if purpose == Purpose::Warmth || bucket.queue.len() >= upstream.limits.queue_max {
+            core.count(Counter::upstream_queue_refusals);
+            return Err(if asks_already {
+                LeaseError::Down
+            } else {
+                LeaseError::Exhausted
+            });
+        } else {
+            let line = LineOf {
+                core: Rc::clone(core),
+                key,
+            };
+            let fresh = purpose == Purpose::SecondTry;
+            (
+                Some(Waiting::new(&mut bucket.queue, fresh, line)),
+                bucket.turn,
+            )
+        }
     };
+    if let Some(waiting) = place {
+        // Boxed: most requests do not wait, and would carry this along.
+        if let Some(lease) = Box::pin(wait(core, key, upstream, waiting)).await? {
+            return Ok(lease);
+        }
+    }
     // From here the place is the lease's: dropped, it is given back.
     let mut lease = Lease {
         core: Rc::clone(core),
         key,
         connection: None,
         address: SocketAddr::from(([0, 0, 0, 0], 0)),
-        opened_ms: now_ms,
+        opened_ms: core.tick.now_ms(),
         reused: false,
         returned: false,
+    };
+    let attempt = Attempt {
+        core,
+        key,
+        well: Cell::new(None),
     };
     // Boxed: most requests find a connection, and would carry this along.
     let opening = Box::pin(open(core, upstream, turn));
@@ -293,12 +493,14 @@ pub async fn lease(
         .unwrap_or(Err(LeaseError::TimedOut));
     match opened {
         Ok((connection, address)) => {
+            attempt.well.set(Some(true));
             core.count(Counter::upstream_connections);
             lease.connection = Some(connection);
             lease.address = address;
             Ok(lease)
         }
         Err(error) => {
+            attempt.well.set(Some(false));
             core.count(Counter::upstream_connect_failures);
             let cause: &dyn std::fmt::Display = match &error {
                 LeaseError::Connect(cause) | LeaseError::Tls(cause) => cause,
@@ -315,6 +517,46 @@ pub async fn lease(
             }
             Err(error)
         }
+    }
+}
+
+/// Waits for a connection (`Some`), or for the place to open one (`None`).
+async fn wait(
+    core: &Rc<Core>,
+    key: PoolKey,
+    upstream: &Upstream,
+    waiting: Waiting<Grant, LineOf>,
+) -> Result<Option<Lease>, LeaseError> {
+    core.count(Counter::upstream_queued);
+    let error = match rt::timeout(upstream.limits.queue_timeout, waiting).await {
+        Some(Grant::Connection(mut idle)) => {
+            if !idle.connection.is_still_idle() {
+                // Its place serves for a new one.
+                return Ok(None);
+            }
+            core.count(Counter::upstream_reuses);
+            return Ok(Some(Lease::reusing(core, key, *idle)));
+        }
+        Some(Grant::Place) => return Ok(None),
+        Some(Grant::Down) => LeaseError::Down,
+        None => LeaseError::Waited,
+    };
+    core.count(Counter::upstream_queue_refusals);
+    Err(error)
+}
+
+/// An attempt to open a connection. However it ends, the pool is told: a caller that leaves in
+/// the middle of one must not leave everybody waiting on it.
+struct Attempt<'a> {
+    core: &'a Rc<Core>,
+    key: PoolKey,
+    /// `None` while it is under way.
+    well: Cell<Option<bool>>,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.core.pool.attempted(self.key, self.well.get());
     }
 }
 
@@ -379,6 +621,18 @@ pub fn keep_warm(core: &Rc<Core>) {
 }
 
 impl Lease {
+    fn reusing(core: &Rc<Core>, key: PoolKey, idle: Idle) -> Self {
+        Self {
+            core: Rc::clone(core),
+            key,
+            connection: Some(idle.connection),
+            address: idle.address,
+            opened_ms: idle.opened_ms,
+            reused: true,
+            returned: false,
+        }
+    }
+
     /// The connection.
     pub fn connection(&mut self) -> &mut Transport {
         self.connection
@@ -418,21 +672,26 @@ impl Lease {
         let Some(bucket) = buckets.get_mut(&self.key) else {
             return;
         };
-        if bucket.idle.len() >= limits.idle_max {
-            bucket.idle.pop_front();
-            bucket.open -= 1;
-        }
         // Its exchange may have left a time by which an answer was due.
         connection.watch().recv_done();
-        connection.watch().watch(None);
-        bucket.idle.push_back(Idle {
+        let idle = Idle {
             connection,
             address: self.address,
             opened_ms: self.opened_ms,
             since_ms: now_ms,
             idle_timeout_ms: limits.idle_timeout.as_millis() as u64,
             age_max_ms,
-        });
+        };
+        if !bucket.queue.is_empty() {
+            bucket.serve_first(idle);
+        } else {
+            if bucket.idle.len() >= limits.idle_max {
+                bucket.idle.pop_front();
+                bucket.open -= 1;
+            }
+            idle.connection.watch().watch(None);
+            bucket.idle.push_back(idle);
+        }
         drop(buckets);
         // The place stays taken, by the idle connection.
         self.returned = true;

@@ -481,6 +481,7 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         upgrades: Vec::new(),
         refused: Vec::new(),
         audit_required: true,
+        retry_with_idempotency_key: false,
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
     };

@@ -47,6 +47,8 @@ counters! {
     exchanges_open,
     /// Exchanges refused or failed by Claviger's own answer.
     exchanges_answered_here,
+    /// Exchanges refused because the core was at its limit.
+    exchanges_refused_limit,
     /// Exchanges whose caller went away before the end.
     exchanges_abandoned,
     /// Exchanges that ended in a panic; their connections were closed.
@@ -59,6 +61,12 @@ counters! {
     upstream_retries,
     /// Connections to upstreams that could not be opened or verified.
     upstream_connect_failures,
+    /// Requests that waited for a connection to an upstream.
+    upstream_queued,
+    /// Requests refused because none became free, or the queue was full.
+    upstream_queue_refusals,
+    /// Second tries that were not made because the budget was spent.
+    upstream_retries_refused,
     /// Connections to upstreams that are idle in the pool now.
     upstream_idle,
     /// Injected values found in response heads and redacted.

@@ -42,6 +42,8 @@ pub struct Route {
     pub refused: Vec<Endpoint>,
     /// Whether an exchange needs a place on the audit trail before the key is written.
     pub audit_required: bool,
+    /// Whether a request with an `Idempotency-Key` may be repeated whatever its method.
+    pub retry_with_idempotency_key: bool,
     /// Largest request body in bytes; past it 413. `u64::MAX` is no limit.
     pub body_bytes_max: u64,
     /// Overrides the upstream's limit, for a provider that thinks for long.

@@ -216,6 +216,8 @@ pub struct ServerLimits {
     pub drain_timeout: Duration,
     /// Connections at once. Past it a new connection is closed at once, and counted.
     pub connections_max: usize,
+    /// Exchanges under way at once, tunnels among them. Past it: 503 with `Retry-After`.
+    pub exchanges_max: usize,
     /// Size of a request head. Past it: 431.
     pub head: HeadLimits,
 }
@@ -229,6 +231,7 @@ impl Default for ServerLimits {
             read_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
             connections_max: 16_384,
+            exchanges_max: 8_192,
             head: HeadLimits::default(),
         }
     }

@@ -45,8 +45,12 @@ pub struct UpstreamLimits {
     pub response_head_timeout: Duration,
     /// Between two reads of a body. Past it the exchange is cut.
     pub read_timeout: Duration,
-    /// Connections at once. Past it: 503 with `Retry-After`.
+    /// Connections at once. Past it requests wait.
     pub connections_max: usize,
+    /// Requests that wait for a connection at once. Past it: 503 with `Retry-After`.
+    pub queue_max: usize,
+    /// How long a request waits for a connection. Past it: 503 with `Retry-After`.
+    pub queue_timeout: Duration,
     /// Idle connections kept. Past it the oldest one is closed.
     pub idle_max: usize,
     /// Idle connections kept warm while the upstream is in use.
@@ -64,6 +68,8 @@ impl Default for UpstreamLimits {
             response_head_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
             connections_max: 1024,
+            queue_max: 256,
+            queue_timeout: Duration::from_secs(1),
             idle_max: 128,
             idle_min: 1,
             idle_timeout: Duration::from_secs(50),

@@ -388,7 +388,7 @@ fn connections_to_an_upstream_are_bounded() {
     let claviger = serve(
         &world,
         &upstream.upstream("mock", HOST),
-        "connections_max = 1\nidle_min = 0\n",
+        "connections_max = 1\nqueue_max = 0\nidle_min = 0\n",
     );
     let mut first = claviger.connect(&world);
     first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
@@ -397,6 +397,143 @@ fn connections_to_an_upstream_are_bounded() {
     answer.expect_own(503, "upstream_connections_exhausted");
     assert!(answer.field("retry-after").is_some());
     assert_eq!(claviger.audit_of("/second")["refused_by"], "claviger");
+}
+
+/// One connection, two callers: the second waits, and gets the first one's connection.
+#[test]
+fn a_request_waits_for_a_connection() {
+    let world = World::new();
+    let (release, released) = std::sync::mpsc::channel();
+    let released = std::sync::Mutex::new(released);
+    let upstream = Scripted::start(&world, HOST, move |peer| {
+        while let Some(head) = peer.head() {
+            if head.starts_with("GET /first ") {
+                peer.tell("asked");
+                let released = released.lock().expect("nothing panics with it");
+                released.recv().expect("the test says when");
+            }
+            peer.answer(&format!("on {}", peer.number));
+        }
+    });
+    let claviger = serve(
+        &world,
+        &upstream.upstream("mock", HOST),
+        "connections_max = 1\nqueue_max = 1\nqueue_timeout = \"30s\"\nidle_min = 0\n",
+    );
+    let mut first = claviger.connect(&world);
+    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert_eq!(upstream.told(), "asked");
+    let mut second = claviger.connect(&world);
+    second.send(format!("GET /second HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    claviger.wait_count("upstream_queued", 1);
+    // The queue is full: no further wait.
+    let answer = claviger.get(&world, "/third");
+    answer.expect_own(503, "upstream_connections_exhausted");
+    assert!(answer.field("retry-after").is_some());
+    release.send(()).expect("it waits for that");
+    assert_eq!(first.answer().expect(200).text(), "on 0");
+    assert_eq!(second.answer().expect(200).text(), "on 0");
+    claviger.wait_count("upstream_queue_refusals", 1);
+}
+
+#[test]
+fn waiting_for_a_connection_has_an_end() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        while peer.head().is_some() {
+            peer.tell("asked");
+            peer.wait_end();
+        }
+    });
+    let claviger = serve(
+        &world,
+        &upstream.upstream("mock", HOST),
+        "connections_max = 1\nqueue_timeout = \"50ms\"\nidle_min = 0\n",
+    );
+    let mut first = claviger.connect(&world);
+    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert_eq!(upstream.told(), "asked");
+    let answer = claviger.get(&world, "/second");
+    answer.expect_own(503, "upstream_queue_timeout");
+    assert!(answer.field("retry-after").is_some());
+    assert_eq!(claviger.audit_of("/second")["refused_by"], "claviger");
+}
+
+/// Whoever may be refused for being one too many learns it at once, and keeps its connection.
+#[test]
+fn exchanges_are_bounded() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        while peer.head().is_some() {
+            peer.tell("asked");
+            peer.wait_end();
+        }
+    });
+    let (_, key_file) = world.key_file("key");
+    let claviger = world.start(&format!(
+        "{}{}{}",
+        world
+            .base()
+            .replace("[server]\n", "[server]\nexchanges_max = 1\n"),
+        upstream.upstream("mock", HOST),
+        bearer_route(&key_file)
+    ));
+    let mut first = claviger.connect(&world);
+    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert_eq!(upstream.told(), "asked");
+    let mut second = claviger.connect(&world);
+    for path in ["/second", "/third"] {
+        let answer = second.get(HOST, path);
+        answer.expect_own(503, "core_overloaded");
+        assert!(answer.field("retry-after").is_some());
+    }
+    assert_eq!(claviger.audit_of("/third")["refused_by"], "claviger");
+    claviger.wait_count("exchanges_refused_limit", 2);
+    assert_eq!(
+        upstream.told_so_far(),
+        [] as [String; 0],
+        "it never arrived"
+    );
+}
+
+/// A POST that may have been carried out is repeated only where the route believes the caller's
+/// key for it, and the caller sent one.
+#[test]
+fn an_idempotency_key_permits_a_second_try() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        let Some(_) = peer.head() else { return };
+        peer.answer("first");
+        if let Some(second) = peer.head() {
+            // Before it may stand the body of the first.
+            let line = second.lines().next().unwrap_or_default();
+            peer.tell(line.trim_start_matches("ab"));
+        }
+        peer.close();
+    });
+    let (_, key_file) = world.key_file("key");
+    let claviger = world.start(&format!(
+        "{}{}idle_min = 0\n{}retry_with_idempotency_key = true\n",
+        world.base(),
+        upstream.upstream("mock", HOST),
+        bearer_route(&key_file)
+    ));
+    let mut client = claviger.connect(&world);
+    client.get(HOST, "/a").expect(200);
+    let post = |key: &str| {
+        format!("POST /pay HTTP/1.1\r\nHost: {HOST}\r\n{key}Content-Length: 2\r\n\r\nab")
+    };
+    let answer = client.call(post("Idempotency-Key: 8e03978e\r\n"));
+    assert_eq!(answer.expect(200).text(), "first");
+    assert_eq!(upstream.told(), "POST /pay HTTP/1.1");
+    claviger.wait_count("upstream_retries", 1);
+    for without in ["", "Idempotency-Key:\r\n"] {
+        client
+            .call(post(without))
+            .expect_own(502, "upstream_closed");
+        assert_eq!(upstream.told(), "POST /pay HTTP/1.1");
+        client.get(HOST, "/a").expect(200);
+    }
 }
 
 #[test]

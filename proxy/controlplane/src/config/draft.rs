@@ -101,6 +101,8 @@ pub struct RouteDraft {
     pub refused: Vec<Endpoint>,
     /// Whether a place on the audit trail is needed.
     pub audit_required: bool,
+    /// Whether an `Idempotency-Key` permits a second try.
+    pub retry_with_idempotency_key: bool,
     /// `u64::MAX` is no limit.
     pub body_bytes_max: u64,
     /// Its own limit, or its preset's.

@@ -328,6 +328,8 @@ pub struct Server {
     pub drain_timeout: Option<Written<Period>>,
     /// Callers' connections at once, per worker. Past it a new connection is closed at once and counted. Default: `16384`.
     pub connections_max: Option<Written<u64>>,
+    /// Requests under way at once, per worker, upgraded connections among them. Past it the answer is 503 with `Retry-After`. Default: `8192`.
+    pub exchanges_max: Option<Written<u64>>,
     /// Size of a request head. Past it the answer is 431. Default: `"32KiB"`.
     pub head_bytes_max: Option<Written<Size>>,
     /// Fields of a request head. Past it the answer is 431. Default: `128`.
@@ -503,8 +505,12 @@ pub struct Upstream {
     pub response_head_timeout: Option<Written<Period>>,
     /// Between two reads of a response body. Past it the exchange is cut. Default: `"60s"`, or the preset's.
     pub read_timeout: Option<Written<Period>>,
-    /// Connections at once, per worker. Past it the answer is 503 with `Retry-After`. Default: `1024`.
+    /// Connections at once, per worker. Past it requests wait for one. Default: `1024`.
     pub connections_max: Option<Written<u64>>,
+    /// Requests that wait for a connection at once, per worker. Past it the answer is 503 with `Retry-After`. Default: `256`.
+    pub queue_max: Option<Written<u64>>,
+    /// How long a request waits for a connection. Past it the answer is 503 with `Retry-After`. Default: `"1s"`.
+    pub queue_timeout: Option<Written<Period>>,
     /// Idle connections that are kept, per worker. Past it the oldest one is closed. Default: `128`.
     pub idle_max: Option<Written<u64>>,
     /// Idle connections that are kept warm while the upstream is in use, per worker. Default: `1`.
@@ -584,6 +590,8 @@ pub struct Route {
     pub allow_key_management: Option<Written<bool>>,
     /// `"required"`: without a place on the audit trail the answer is 503 and the key is not used. `"best-effort"`: a record may be lost, which is counted. Default: `"best-effort"`.
     pub audit: Option<Written<AuditMode>>,
+    /// Whether a POST or PATCH with an `Idempotency-Key` is sent again, as a GET is, where a re-used connection was closed before an answer. Only for an upstream that honours that header. Default: `false`.
+    pub retry_with_idempotency_key: Option<Written<bool>>,
     /// The largest request body. Past it the answer is 413. Default: `"unlimited"`.
     pub body_bytes_max: Option<Written<Size>>,
     /// From the end of a request to the end of the response head. Past it the answer is 504. Default: the upstream's.

@@ -975,6 +975,7 @@ impl Resolver<'_> {
                 .collect(),
             refused: draft.refused.clone(),
             audit_required: draft.audit_required,
+            retry_with_idempotency_key: draft.retry_with_idempotency_key,
             body_bytes_max: draft.body_bytes_max,
             response_head_timeout: draft.response_head_timeout,
         })

@@ -25,10 +25,13 @@ fn families_alternate_and_failures_come_last() {
     );
     failures.note(addresses[2], 0);
     assert_eq!(
-        names(order(&addresses, &failures, FAILED_MS - 1, 0)),
+        names(order(&addresses, &failures, FAILED_MS_MIN - 1, 0)),
         "[2001:db8::2]:1 192.0.2.1:1 192.0.2.2:1 [2001:db8::1]:1"
     );
-    assert_eq!(order(&addresses, &failures, FAILED_MS, 0)[0], addresses[2]);
+    assert_eq!(
+        order(&addresses, &failures, FAILED_MS_MIN, 0)[0],
+        addresses[2]
+    );
     assert_eq!(
         order(&addresses, &Failures::default(), 0, 1)[1],
         addresses[1],
@@ -109,8 +112,8 @@ fn giving_up_is_a_failure_too() {
             assert!(matches!(select(connecting, pause).await, Either::Right(_)));
             tick.sweep_at(60_000, false);
         }
-        assert!(failures.is_failed(silent.address, 60_000 + FAILED_MS - 1));
-        assert!(!failures.is_failed(silent.address, 60_000 + FAILED_MS));
+        assert!(failures.is_failed(silent.address, 60_000 + FAILED_MS_MIN - 1));
+        assert!(!failures.is_failed(silent.address, 60_000 + FAILED_MS_MIN));
     });
 }
 
@@ -122,6 +125,56 @@ fn a_success_is_no_failure_any_more() {
     assert!(failures.is_failed(address, 0));
     Trial::new(&failures, &tick, address).succeed();
     assert!(!failures.is_failed(address, 0));
+}
+
+#[test]
+fn who_fails_again_waits_twice_as_long() {
+    let failures = Failures::default();
+    let address = SocketAddr::from(([192, 0, 2, 1], 443));
+    let mut now_ms = 0;
+    for pause_ms in [
+        1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000, 120_000, 120_000,
+    ] {
+        failures.note(address, now_ms);
+        assert!(failures.is_failed(address, now_ms + pause_ms - 1));
+        assert!(!failures.is_failed(address, now_ms + pause_ms));
+        now_ms += pause_ms;
+    }
+    failures.connected(address);
+    failures.note(address, now_ms);
+    assert!(
+        !failures.is_failed(address, now_ms + 1_000),
+        "it starts afresh"
+    );
+}
+
+#[test]
+fn an_address_that_accepts_and_never_answers_is_avoided() {
+    let failures = Failures::default();
+    let address = SocketAddr::from(([192, 0, 2, 1], 443));
+    for _ in 1..EXCHANGES_FAILED_MAX {
+        assert!(!failures.exchange_failed(address, 0));
+        failures.connected(address);
+    }
+    assert!(!failures.is_failed(address, 0));
+    assert!(failures.exchange_failed(address, 0), "one too many");
+    failures.connected(address);
+    assert!(
+        failures.is_failed(address, 999),
+        "that it accepts says nothing"
+    );
+    for _ in 1..EXCHANGES_FAILED_MAX {
+        assert!(!failures.exchange_failed(address, 5_000));
+    }
+    assert!(failures.exchange_failed(address, 5_000));
+    assert!(failures.is_failed(address, 6_999) && !failures.is_failed(address, 7_000));
+    failures.exchanged(address);
+    for _ in 1..EXCHANGES_FAILED_MAX {
+        assert!(
+            !failures.exchange_failed(address, 8_000),
+            "in a row, that is"
+        );
+    }
 }
 
 #[test]

@@ -156,6 +156,7 @@ fn the_bound_holds_and_idle_ones_make_room() {
     on_each_driver(async || {
         let world = World::new(UpstreamLimits {
             connections_max: 2,
+            queue_max: 0,
             ..limits()
         });
         let one = world.leased().await;
@@ -184,6 +185,168 @@ fn the_bound_holds_and_idle_ones_make_room() {
             0,
             "a full pool is no failure to connect"
         );
+    });
+}
+
+#[test]
+fn who_waits_gets_the_next_connection() {
+    on_each_driver(async || {
+        let world = World::new(UpstreamLimits {
+            connections_max: 1,
+            queue_max: 2,
+            queue_timeout: Duration::from_secs(30),
+            ..limits()
+        });
+        let held = world.leased().await;
+        let served = Rc::new(RefCell::new(Vec::new()));
+        for (number, purpose) in [(1, Purpose::Request), (2, Purpose::SecondTry)] {
+            let (core, upstream) = (Rc::clone(&world.core), Arc::clone(&world.upstream));
+            let served = Rc::clone(&served);
+            rt::spawn(async move {
+                let lease = lease(&core, KEY, &upstream, purpose).await;
+                let lease = lease.expect("its turn comes");
+                served.borrow_mut().push((number, lease.reused));
+                lease.give_back(&upstream);
+            });
+        }
+        until(|| world.counted(Counter::upstream_queued) == 2).await;
+        let refused = world.lease(Purpose::Request).await.map(|_| ());
+        assert!(matches!(refused, Err(LeaseError::Exhausted)), "a third");
+        let refused = world.lease(Purpose::Warmth).await.map(|_| ());
+        assert!(
+            matches!(refused, Err(LeaseError::Exhausted)),
+            "warmth waits never"
+        );
+        assert_eq!(world.counted(Counter::upstream_queue_refusals), 2);
+        held.give_back(&world.upstream);
+        until(|| served.borrow().len() == 2).await;
+        // In order; the second try has a connection of its own, and leaves that.
+        assert_eq!(*served.borrow(), [(1, true), (2, false)]);
+        world.assert_places(1, 1);
+        assert_eq!(world.counted(Counter::upstream_connections), 2);
+    });
+}
+
+#[test]
+fn waiting_has_an_end_and_leaves_no_trace() {
+    on_each_driver(async || {
+        let world = World::new(UpstreamLimits {
+            connections_max: 1,
+            queue_timeout: Duration::from_millis(5),
+            ..limits()
+        });
+        let held = world.leased().await;
+        let late = world.lease(Purpose::Request).await.map(|_| ());
+        assert!(matches!(late, Err(LeaseError::Waited)));
+        // Served, and gone before it noticed: the next one is not forgotten.
+        let patient = UpstreamLimits {
+            queue_timeout: Duration::from_secs(30),
+            ..world.upstream.limits
+        };
+        let patient = upstream(1, &[world.origin.address], patient);
+        let gone = lease(&world.core, KEY, &patient, Purpose::Request);
+        let mut gone = Box::pin(gone);
+        assert!(futures_util::poll!(&mut gone).is_pending());
+        let mut next = Box::pin(lease(&world.core, KEY, &patient, Purpose::Request));
+        assert!(futures_util::poll!(&mut next).is_pending());
+        drop(held);
+        drop(gone);
+        drop(next.await.expect("the place was passed on"));
+        world.assert_places(0, 0);
+        assert!(world.core.pool.buckets.borrow()[&KEY].queue.is_empty());
+    });
+}
+
+/// While an upstream accepts nothing, one attempt at a time is made, for all.
+#[test]
+fn an_upstream_that_is_down_is_asked_by_one_at_a_time() {
+    on_each_driver(async || {
+        let mute = crate::test_support::listener();
+        let address = mute.local_addr().expect("it is bound");
+        let refusing = Refusing::new();
+        let patient = UpstreamLimits {
+            queue_timeout: Duration::from_secs(30),
+            ..limits()
+        };
+        let dead = upstream(1, &[refusing.address], patient);
+        let (core, _drain) = core(Arc::clone(&dead));
+        for _ in 0..DOWN_AFTER {
+            let error = lease(&core, KEY, &dead, Purpose::Request).await.map(|_| ());
+            assert!(matches!(error, Err(LeaseError::Connect(_))));
+        }
+        // It listens and says nothing: the attempt hangs, and the others wait on it.
+        let hanging = upstream(1, &[address], patient);
+        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        assert!(futures_util::poll!(&mut probe).is_pending());
+        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert_places(&core, 1, 0);
+        // Whoever made the attempt leaves: the next in line makes one.
+        drop(probe);
+        assert_places(&core, 1, 0);
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert_eq!(core.counters.get(Counter::upstream_queued), 1);
+        drop(waits);
+        assert_places(&core, 0, 0);
+        // It fails again: so it does for all who wait.
+        let impatient = UpstreamLimits {
+            connect_timeout: Duration::from_millis(20),
+            ..patient
+        };
+        let hanging = upstream(1, &[address], impatient);
+        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        assert!(futures_util::poll!(&mut probe).is_pending());
+        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        let (probe, waits) = futures_util::join!(probe, waits);
+        assert!(probe.is_err());
+        let error = waits.map(|_| ());
+        assert!(matches!(error, Err(LeaseError::Down)), "{error:?}");
+        // It is back: the first connection ends it.
+        let origin = Origin::start(&IDENTITY);
+        let alive = upstream(1, &[origin.address], patient);
+        let mut probe = Box::pin(lease(&core, KEY, &alive, Purpose::Request));
+        assert!(futures_util::poll!(&mut probe).is_pending());
+        let mut waits = Box::pin(lease(&core, KEY, &alive, Purpose::Request));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        let (probe, waits) = futures_util::join!(probe, waits);
+        drop((probe.expect("it is back"), waits.expect("for all")));
+        assert_places(&core, 0, 0);
+    });
+}
+
+#[test]
+fn second_tries_have_a_budget() {
+    on_each_driver(async || {
+        let world = World::new(limits());
+        assert!(!world.core.pool.may_retry(KEY), "nothing was ever sent");
+        world.leave_one_idle().await;
+        for _ in 0..RETRY_RESERVE {
+            assert!(world.core.pool.may_retry(KEY));
+        }
+        assert!(!world.core.pool.may_retry(KEY), "the reserve is spent");
+        for _ in 1..REQUESTS_PER_RETRY {
+            world.leave_one_idle().await;
+            assert!(!world.core.pool.may_retry(KEY));
+        }
+        world.leave_one_idle().await;
+        assert!(world.core.pool.may_retry(KEY), "a fifth of the traffic");
+        assert!(!world.core.pool.may_retry(KEY));
+    });
+}
+
+#[test]
+fn idle_connections_to_a_bad_address_are_closed() {
+    on_each_driver(async || {
+        let world = World::new(limits());
+        world.leave_one_idle().await;
+        world
+            .core
+            .pool
+            .avoid(SocketAddr::from(([192, 0, 2, 1], 443)));
+        world.assert_places(1, 1);
+        world.core.pool.avoid(world.origin.address);
+        world.assert_places(0, 0);
     });
 }
 

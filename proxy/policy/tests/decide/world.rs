@@ -398,6 +398,7 @@ pub fn plain_route(number: u64, name: &str) -> Route {
         upgrades: vec!["websocket".into()],
         refused: Vec::new(),
         audit_required: false,
+        retry_with_idempotency_key: false,
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
     }

@@ -29,6 +29,9 @@ mod upstreams;
 /// Connections that may be configured at most, per worker or upstream.
 const CONNECTIONS_CEILING: u64 = 1 << 20;
 
+/// The most requests that may wait for a connection: whoever leaves the queue is looked for in it.
+const QUEUE_CEILING: u64 = 1 << 16;
+
 /// Decides everything that can be decided from the file alone, and finds every
 /// problem that can be found. The draft is worth resolving only if the report
 /// has no errors.

@@ -123,6 +123,10 @@ impl Checker<'_> {
                     .audit
                     .as_ref()
                     .is_some_and(|audit| audit.value == AuditMode::Required),
+                retry_with_idempotency_key: fields
+                    .retry_with_idempotency_key
+                    .as_ref()
+                    .is_some_and(|retry| retry.value),
                 body_bytes_max: fields
                     .body_bytes_max
                     .as_ref()

@@ -58,6 +58,13 @@ impl Checker<'_> {
                 1..=CONNECTIONS_CEILING,
                 default.connections_max,
             ),
+            exchanges_max: self.number(
+                server,
+                "exchanges_max",
+                &fields.exchanges_max,
+                1..=CONNECTIONS_CEILING,
+                default.exchanges_max,
+            ),
             head: HeadLimits {
                 head_bytes_max: {
                     let written = fields

@@ -7,7 +7,7 @@ use policy::access::is_never_an_upstream;
 use policy::upstream::UpstreamLimits;
 use rustls::pki_types::ServerName;
 
-use super::{CONNECTIONS_CEILING, Checker, is_host_name};
+use super::{CONNECTIONS_CEILING, Checker, QUEUE_CEILING, is_host_name};
 use crate::config::draft::UpstreamDraft;
 use crate::config::file;
 use crate::config::file::Item;
@@ -119,6 +119,19 @@ impl Checker<'_> {
                     &fields.connections_max,
                     1..=CONNECTIONS_CEILING,
                     default.connections_max,
+                ),
+                queue_max: self.number(
+                    item_some,
+                    "queue_max",
+                    &fields.queue_max,
+                    0..=QUEUE_CEILING,
+                    default.queue_max,
+                ),
+                queue_timeout: self.timeout(
+                    item_some,
+                    "queue_timeout",
+                    &fields.queue_timeout,
+                    default.queue_timeout,
                 ),
                 idle_max: self.number(
                     item_some,

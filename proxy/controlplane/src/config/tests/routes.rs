@@ -65,6 +65,7 @@ fn two_lines_are_enough_without_a_preset() {
     assert_eq!(&*route.upstream.host, "api.example.com");
     assert_eq!(route.upstream_path, None);
     assert_eq!(route.upgrades, ["websocket".into()]);
+    assert!(!route.retry_with_idempotency_key);
     assert_eq!(route.body_bytes_max, u64::MAX);
     assert!(!route.audit_required);
     let (_, credential) = route.credential.as_ref().expect("a credential");
@@ -231,6 +232,7 @@ fn defaults_are_those_that_are_documented() {
         "connections_max",
         limits.connections_max.to_string(),
     );
+    check("Server", "exchanges_max", limits.exchanges_max.to_string());
     check(
         "Server",
         "head_bytes_max",
@@ -256,6 +258,8 @@ fn defaults_are_those_that_are_documented() {
         "connections_max",
         upstream.connections_max.to_string(),
     );
+    check("Upstream", "queue_max", upstream.queue_max.to_string());
+    check("Upstream", "queue_timeout", period(upstream.queue_timeout));
     check("Upstream", "idle_max", upstream.idle_max.to_string());
     check("Upstream", "idle_min", upstream.idle_min.to_string());
     check("Upstream", "idle_timeout", period(upstream.idle_timeout));
