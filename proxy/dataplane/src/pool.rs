@@ -79,7 +79,7 @@ struct Bucket {
 /// What one that waited gets.
 enum Grant {
     /// A connection as good as an idle one, and its place.
-    Connection(Box<Idle>),
+    Connection(Idle),
     /// Room for a new connection; the place is taken already.
     Place,
     /// The upstream is down, and the attempt that asked has just failed again.
@@ -87,7 +87,8 @@ enum Grant {
 }
 
 struct Idle {
-    connection: Transport,
+    /// Boxed: it moves between here and a lease with every request, and is large.
+    connection: Box<Transport>,
     address: SocketAddr,
     opened_ms: u64,
     since_ms: u64,
@@ -100,7 +101,7 @@ struct Idle {
 pub struct Lease {
     core: Rc<Core>,
     key: PoolKey,
-    connection: Option<Transport>,
+    connection: Option<Box<Transport>>,
     address: SocketAddr,
     opened_ms: u64,
     /// Whether it has carried an exchange before.
@@ -344,7 +345,7 @@ impl Bucket {
             self.let_in();
         } else {
             // Somebody waits, so this cannot fail; it would close the connection.
-            let _ = self.queue.serve(Grant::Connection(Box::new(idle)));
+            let _ = self.queue.serve(Grant::Connection(idle));
         }
     }
 
@@ -495,7 +496,7 @@ pub async fn lease(
         Ok((connection, address)) => {
             attempt.well.set(Some(true));
             core.count(Counter::upstream_connections);
-            lease.connection = Some(connection);
+            lease.connection = Some(Box::new(connection));
             lease.address = address;
             Ok(lease)
         }
@@ -535,7 +536,7 @@ async fn wait(
                 return Ok(None);
             }
             core.count(Counter::upstream_reuses);
-            return Ok(Some(Lease::reusing(core, key, *idle)));
+            return Ok(Some(Lease::reusing(core, key, idle)));
         }
         Some(Grant::Place) => return Ok(None),
         Some(Grant::Down) => LeaseError::Down,
@@ -706,7 +707,7 @@ impl Lease {
         Self {
             core: Rc::clone(core),
             key,
-            connection: Some(connection),
+            connection: Some(Box::new(connection)),
             address,
             opened_ms: core.tick.now_ms(),
             reused: false,
