@@ -78,7 +78,10 @@ def interleave(bench, scenario, turn, tell, label, warm=True, direct=None):
 
     def or_drop(name, work):
         try:
-            return work(name)
+            result = work(name)
+            # Workers may go on without their master for a while; what they answer then is nobody's figure.
+            bench.check_alive([name])
+            return result
         except (CannotMeasure, OSError) as reason:
             bench.drop(name, reason)
             results.pop(name)

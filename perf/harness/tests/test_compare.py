@@ -19,21 +19,30 @@ class Process:
     def poll(self):
         return self.code
 
+    def terminate(self):
+        self.code = 0
+
+    def wait(self, timeout=None):
+        return self.code
+
 
 class FakeBench:
     """As much of a bench as turns need."""
 
-    drop = bench.Bench.drop
+    drop, check_alive = bench.Bench.drop, bench.Bench.check_alive
 
     def __init__(self, *names, loadgen=lambda names, *options: {}):
         self.names, self.failed, self.asked = list(names), {}, []
-        self.running = {name: mock.Mock(process=Process(0), version="1", tls="", upstream_tls="") for name in names}
-        self.running["direct"] = mock.Mock(process=Process(), version="1", tls="", upstream_tls="")
+        self.running = {name: mock.Mock(process=Process(), version="1", tls="", upstream_tls="")
+                        for name in [*names, "direct"]}
         self.load = loadgen
 
     def loadgen(self, names, *options):
         self.asked.append(list(names))
         return self.load(names, *options)
+
+    def output(self, name):
+        return "its log"
 
 
 def quiet(work):
@@ -82,6 +91,19 @@ class Failing(unittest.TestCase):
         with self.assertRaisesRegex(CannotMeasure, "the API ended"):
             fake.drop("direct", CannotMeasure("the API ended"))
 
+    def test_one_that_ended_though_something_still_answers(self):
+        fake = FakeBench("claviger", "nginx")
+
+        def turn(name):
+            if name == "nginx":
+                fake.running[name].process = Process(-9)
+            return {"rps": 1.0}
+
+        one = scenario.load("churn")
+        results = quiet(lambda: measures.interleave(fake, one, turn, lambda *_: None, ""))
+        self.assertEqual({name: len(rounds) for name, rounds in results.items()}, {"claviger": one.rounds})
+        self.assertEqual(fake.failed, {"nginx": "nginx ended during the run:\nits log"})
+
     def test_while_all_are_driven_at_once(self):
         def loadgen(names, *options):
             if "caddy" in names:
@@ -90,7 +112,6 @@ class Failing(unittest.TestCase):
             return {"duration_s": 1.0}
 
         fake = FakeBench("nginx", "caddy", loadgen=loadgen)
-        fake.running["nginx"].process = fake.running["caddy"].process = Process()
         document = quiet(lambda: measures.side_by_side(fake, scenario.load("added"), 1000, ["nginx", "caddy"]))
         self.assertEqual(document, {"duration_s": 1.0})
         self.assertEqual(fake.asked, [["nginx", "caddy", "direct"], ["nginx", "direct"]])
@@ -101,7 +122,6 @@ class Failing(unittest.TestCase):
             raise CannotMeasure("loadgen ended with 2")
 
         fake = FakeBench("nginx", loadgen=loadgen)
-        fake.running["nginx"].process = Process()
         with self.assertRaisesRegex(CannotMeasure, "loadgen ended with 2"):
             measures.side_by_side(fake, scenario.load("added"), 1000, ["nginx"])
         self.assertEqual(len(fake.asked), 1)
