@@ -153,7 +153,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = DriverChoice::Auto)]
     pub driver: DriverChoice,
 
-    /// Report the CPU time of this process too, under this name; processes of one name add up
+    /// Report the CPU time of this process too, under this name; processes of one name add up. Its
+    /// ended threads count, the processes that it starts do not: name each
     #[arg(long, value_name = "NAME=PID", value_parser = watched)]
     pub watch: Vec<Watched>,
 

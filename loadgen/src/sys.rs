@@ -2,7 +2,8 @@
 //! [`crate::signals`].
 //!
 //! It holds a one-shot timer with the kernel's own resolution (monoio's timers round to 1 ms),
-//! a send and a receive that never block, the CPU time of a thread, and the limit on open files.
+//! a send and a receive that never block, the CPU time of a thread and of another process, and the
+//! limit on open files.
 
 #![allow(unsafe_code)]
 
@@ -193,6 +194,38 @@ impl std::ops::AddAssign for CpuTime {
     }
 }
 
+/// CPU time that a process has used so far, user and system, by all threads that it has or had. The
+/// processes that it started have clocks of their own. In nanoseconds, but the time of a thread that
+/// runs at this moment is up to a tick of the kernel's (1 to 10 ms) behind.
+///
+/// # Errors
+/// When there is no such process.
+pub fn process_time(pid: u32) -> io::Result<Duration> {
+    if pid == 0 || pid > PID_MAX {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    let mut clock: libc::clockid_t = 0;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: both are writable and of the right type for the duration of their call.
+    unsafe {
+        match libc::clock_getcpuclockid(pid as libc::pid_t, &mut clock) {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        if libc::clock_gettime(clock, &mut time) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// The kernel gives no higher number to a process (`PID_MAX_LIMIT`). Beyond it, as at 0, what makes a
+/// clock of a number yields our own.
+const PID_MAX: u32 = 1 << 22;
+
 fn duration(time: libc::timeval) -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000)
 }
@@ -253,4 +286,42 @@ pub fn monotonic() -> u64 {
     // SAFETY: `now` is writable and of the right size.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_has_ended_still_counts() {
+        let pid = std::process::id();
+        let before = process_time(pid).unwrap();
+        let work = Duration::from_millis(60);
+        let worked = std::thread::spawn(move || {
+            let mut n = 0u64;
+            while CpuTime::of_thread().total() < work {
+                n = std::hint::black_box(n + 1);
+            }
+        });
+        worked.join().unwrap();
+        let used = process_time(pid).unwrap() - before;
+        assert!(used >= work - Duration::from_millis(10), "{used:?}");
+        for nobody in [0, PID_MAX + 1, i32::MAX as u32, u32::MAX] {
+            assert!(process_time(nobody).is_err(), "{nobody}");
+        }
+    }
+
+    #[test]
+    fn another_process_has_a_clock_until_it_is_gone() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "while :; do :; done"])
+            .spawn()
+            .unwrap();
+        while process_time(child.id()).unwrap() < Duration::from_millis(20) {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(process_time(child.id()).is_err());
+    }
 }

@@ -5,11 +5,10 @@
 //! driving threads never wait for it.
 //!
 //! A server's CPU per request is the figure that stays steady where latency does not. Reading it
-//! here rather than around the run leaves the warm-up and all handshakes out of it.
+//! here rather than around the run leaves the warm-up and all handshakes out of it. It is the
+//! process's own clock: threads that have ended count, processes that it started do not.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::time::{Duration, SystemTime};
 
 use crate::clock::{MILLISECOND, Nanos, SECOND};
@@ -156,7 +155,7 @@ fn used(plan: &Plan, before: Option<Usage>, after: Option<Usage>) -> Usage {
 fn read(plan: &Plan) -> Usage {
     let mut usage = Usage::new();
     for watched in &plan.watched {
-        let used = process_time(watched.pid).ok();
+        let used = sys::process_time(watched.pid).ok();
         let sum = usage
             .entry(watched.name.clone())
             .or_insert(Some(Duration::ZERO));
@@ -165,37 +164,5 @@ fn read(plan: &Plan) -> Usage {
     usage
 }
 
-/// CPU time of all threads that a process has now. A thread that ended in between takes its time
-/// with it; servers under load keep theirs.
-fn process_time(pid: u32) -> io::Result<Duration> {
-    let mut sum = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let Ok(text) = fs::read_to_string(task?.path().join("schedstat")) else {
-            continue;
-        };
-        sum += text
-            .split_whitespace()
-            .next()
-            .and_then(|nanos| nanos.parse::<u64>().ok())
-            .ok_or(io::ErrorKind::InvalidData)?;
-    }
-    Ok(Duration::from_nanos(sum))
-}
-
 /// How long it sleeps at most while threads get ready or wait for their last answers.
 const IDLE_MAX: Nanos = 2 * MILLISECOND;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn our_own_cpu_time_grows() {
-        let before = process_time(std::process::id()).unwrap();
-        let mut n = 0u64;
-        while process_time(std::process::id()).unwrap() == before {
-            n = std::hint::black_box(n + 1);
-        }
-        assert!(process_time(u32::MAX).is_err());
-    }
-}
