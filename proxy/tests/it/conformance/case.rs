@@ -299,25 +299,27 @@ pub fn load(directory: &Path) -> Vec<Case> {
         })
         .collect();
     files.sort();
-    let mut names = HashSet::new();
     let mut cases = Vec::new();
     for path in files {
         let text = std::fs::read_to_string(&path).expect("readable");
-        let file: File =
-            toml::from_str(&text).unwrap_or_else(|err| panic!("{}: {err}", path.display()));
-        for mut case in file.case {
-            if let Err(problem) = case.check() {
-                panic!("{}: {}: needs {problem}", path.display(), case.name);
-            }
-            assert!(
-                names.insert(case.name.clone()),
-                "{}: {} is there twice",
-                path.display(),
-                case.name
-            );
-            case.topic.clone_from(&file.topic);
-            cases.push(case);
+        cases.extend(parse(&path.display().to_string(), &text));
+    }
+    let mut names = HashSet::new();
+    for case in &cases {
+        assert!(names.insert(&case.name), "{} is there twice", case.name);
+    }
+    cases
+}
+
+/// The rows of one file, which is called `place`.
+pub fn parse(place: &str, text: &str) -> Vec<Case> {
+    let file: File = toml::from_str(text).unwrap_or_else(|err| panic!("{place}: {err}"));
+    let mut cases = file.case;
+    for case in &mut cases {
+        if let Err(problem) = case.check() {
+            panic!("{place}: {}: needs {problem}", case.name);
         }
+        case.topic.clone_from(&file.topic);
     }
     cases
 }

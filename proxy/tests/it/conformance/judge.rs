@@ -2,10 +2,10 @@
 
 use memchr::memmem;
 
-use super::Observed;
 use super::caller::Ended;
 use super::case::{Case, Down, Layout, Outcome, Up, Words};
 use super::wire::Reply;
+use super::{Miss, Observed};
 
 /// Everything in which Claviger did not do what the row says; empty if it did.
 pub fn problems(case: &Case, words: &Words, observed: &Observed) -> Vec<String> {
@@ -215,6 +215,78 @@ fn connections(case: &Case, observed: &Observed, problems: &mut Vec<String>) {
             problems.push(format!("the upstream's connection {last} was used again"));
         }
         _ => {}
+    }
+}
+
+/// Where a peer stands with a row, next to Claviger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It does what the row says, as far as that is not Claviger's own way of saying it.
+    Same,
+    /// It refuses what the row lets pass.
+    Stricter,
+    /// It passes on what the row refuses or removes, or takes a part for the whole.
+    Laxer,
+    /// A probe got no answer or another one than its own.
+    Broken,
+}
+
+/// Judges a peer: only by what matters to both sides of it.
+pub fn standing(case: &Case, words: &Words, observed: &Observed) -> Standing {
+    let seen = &observed.upstream;
+    if matches!(observed.probe_same, Some(Err(Miss::Other(_))))
+        || matches!(observed.probe_fresh, Err(Miss::Other(_)))
+    {
+        return Standing::Broken;
+    }
+    let (replies, readable) = match &observed.replies {
+        Ok(replies) => (&replies[..], true),
+        Err(_) => (&[][..], false),
+    };
+    let last = replies
+        .iter()
+        .rfind(|reply| reply.status >= 200 || reply.status == 101);
+    let status = last.map_or(0, |reply| reply.status);
+    let is_whole = last.is_some_and(|reply| {
+        reply.complete && (!reply.until_close || observed.ended == Some(Ended::Goodbye))
+    });
+    let leaks = case
+        .upstream_lacks
+        .iter()
+        .any(|unwanted| holds(&observed.upstream_received, words, unwanted))
+        || case
+            .client_lacks
+            .iter()
+            .any(|unwanted| holds(&observed.received, words, unwanted));
+    let more = seen.requests.len() > case.requests() || !seen.malformed.is_empty() || !readable;
+    match case.outcome() {
+        _ if more || leaks => Standing::Laxer,
+        Outcome::Refused => {
+            // What answers by itself with success has understood it as well.
+            if status >= 400 || status == 0 {
+                Standing::Same
+            } else {
+                Standing::Laxer
+            }
+        }
+        Outcome::Passes => {
+            let refuses = seen.requests.len() < case.requests() || status >= 400;
+            if refuses && !case.statuses().contains(&status) {
+                Standing::Stricter
+            } else {
+                Standing::Same
+            }
+        }
+        Outcome::Fails if status < 500 && is_whole => Standing::Laxer,
+        Outcome::Truncated if is_whole && status < 500 => Standing::Laxer,
+        Outcome::Fails | Outcome::Truncated => match seen.requests.last() {
+            Some(request)
+                if case.up() == Up::Dropped && seen.probes.contains(&request.connection) =>
+            {
+                Standing::Laxer
+            }
+            _ => Standing::Same,
+        },
     }
 }
 

@@ -26,6 +26,7 @@ pub fn replies(bytes: &[u8], is_head: bool) -> Result<(Vec<Reply>, &[u8]), Strin
         let head = String::from_utf8_lossy(&rest[..at + 4]).into_owned();
         let status = head
             .strip_prefix("HTTP/1.1 ")
+            .or_else(|| head.strip_prefix("HTTP/1.0 "))
             .and_then(|behind| behind.get(..3)?.parse().ok())
             .ok_or_else(|| format!("no status line: {head:?}"))?;
         rest = &rest[at + 4..];

@@ -62,6 +62,24 @@ impl TestCa {
         Arc::new(config)
     }
 
+    /// Writes what another program's TLS server for `names` needs into `directory`: chain and key, in PEM.
+    pub fn server_files(&self, directory: &Path, names: &[&str]) -> (PathBuf, PathBuf) {
+        let key = KeyPair::generate().expect("a P-256 key");
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let certificate = CertificateParams::new(names)
+            .expect("DNS names")
+            .signed_by(&key, &self.issuer)
+            .expect("signed");
+        let (chain, key_file) = (directory.join("chain.pem"), directory.join("key.pem"));
+        for (path, pem) in [
+            (&chain, certificate.pem()),
+            (&key_file, key.serialize_pem()),
+        ] {
+            std::fs::write(path, pem).expect("the test's own directory is writable");
+        }
+        (chain, key_file)
+    }
+
     /// A client's certificate and key.
     pub fn client(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().expect("a P-256 key");
