@@ -688,7 +688,7 @@ mod tests {
                 .err()
                 .unwrap();
             assert!(
-                error.contains("s.toml:2: request a") && error.contains(word),
+                error.contains("s.toml:4: request a") && error.contains(word),
                 "{error}"
             );
         }

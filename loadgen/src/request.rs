@@ -179,17 +179,45 @@ pub struct RequestParts<'a> {
     pub check: Check,
 }
 
+/// Why a request cannot be sent as written.
+#[derive(Debug)]
+pub struct Unsendable {
+    /// What is wrong with it.
+    pub fault: Fault,
+    /// A sentence with the cure.
+    pub text: String,
+}
+
+/// Where a mistake lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// In the method.
+    Method,
+    /// In the header of this name, or in some header.
+    Header(&'static str),
+}
+
+fn header_fault(name: &'static str, text: impl Into<String>) -> Unsendable {
+    Unsendable {
+        fault: Fault::Header(name),
+        text: text.into(),
+    }
+}
+
 /// Renders a request. A body that fits is put behind the head, so that both leave in one write.
 ///
 /// # Errors
 /// When the method or a header could not be sent as written.
-pub fn render(parts: RequestParts<'_>) -> Result<Form, String> {
+pub fn render(parts: RequestParts<'_>) -> Result<Form, Unsendable> {
     if !is_token(parts.method) {
-        return Err("-X: the method is not a token such as GET".into());
+        return Err(Unsendable {
+            fault: Fault::Method,
+            text: "-X: the method is not a token such as GET".into(),
+        });
     }
     let mut lines: Vec<(&str, &str)> = Vec::new();
     for header in parts.headers {
-        lines.push(header_line(header).map_err(|error| format!("-H: {error}"))?);
+        lines.push(header_line(header).map_err(|error| header_fault("", format!("-H: {error}")))?);
     }
     let given = |wanted: &str| {
         lines
@@ -252,7 +280,7 @@ pub fn render(parts: RequestParts<'_>) -> Result<Form, String> {
 /// Sees that headers set by hand say of the target and the body what is so. A server would wait for
 /// bytes that never come, or take the rest of a body for a request, and the figures would be its
 /// errors' and not its own.
-fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), String> {
+fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), Unsendable> {
     let values = |wanted: &str| -> Vec<&str> {
         lines
             .iter()
@@ -266,8 +294,11 @@ fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), String>
         [] => {}
         [length] if *length == body_bytes.to_string() => {}
         _ => {
-            return Err(format!(
-                "-H Content-Length: the body has {body_bytes} bytes; leave the header out, it is set"
+            return Err(header_fault(
+                "content-length",
+                format!(
+                    "-H Content-Length: the body has {body_bytes} bytes; leave the header out, it is set"
+                ),
             ));
         }
     }
@@ -277,11 +308,11 @@ fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), String>
             if coding.eq_ignore_ascii_case("chunked") && lengths.is_empty() && is_chunked(body) => {
         }
         _ => {
-            return Err(
+            return Err(header_fault(
+                "transfer-encoding",
                 "-H Transfer-Encoding: bodies are sent as given, and this one is not in chunks; \
-                 leave the header out, or write 'chunked' and a body in chunks"
-                    .into(),
-            );
+                 leave the header out, or write 'chunked' and a body in chunks",
+            ));
         }
     }
     let url = parts.url;
@@ -299,9 +330,12 @@ fn agree(lines: &[(&str, &str)], parts: &RequestParts<'_>) -> Result<(), String>
         {
             Ok(())
         }
-        _ => Err(format!(
-            "-H Host: the URL says {authority}; write the host into the URL, and --connect ADDR:PORT to \
-             go elsewhere"
+        _ => Err(header_fault(
+            "host",
+            format!(
+                "-H Host: the URL says {authority}; write the host into the URL, and --connect ADDR:PORT \
+                 to go elsewhere"
+            ),
         )),
     }
 }
@@ -475,6 +509,7 @@ mod tests {
             close,
             check: Check::Nothing,
         })
+        .map_err(|error| error.text)
     }
 
     fn rendered(

@@ -17,7 +17,9 @@ use toml::de::{DeTable, DeValue};
 
 use crate::gate;
 use crate::plan::nanos;
-use crate::request::{self, Body, Check, Conversation, Form, Request, RequestKind, RequestParts};
+use crate::request::{
+    self, Body, Check, Conversation, Fault, Form, Request, RequestKind, RequestParts,
+};
 use crate::sizes::{self, Sizes};
 use crate::target::{StatusSet, Url};
 use crate::websocket;
@@ -29,6 +31,8 @@ pub struct RequestSpec {
     pub name: String,
     /// The line of the file where it begins; 1 without a file.
     pub line: usize,
+    /// The lines of its keys, and of those of `[defaults]`, which begin with [`DEFAULTS`].
+    lines: Vec<(String, usize)>,
     /// How often it is chosen, next to the others.
     pub weight: u32,
     /// What it is.
@@ -39,6 +43,8 @@ pub struct RequestSpec {
     pub path: Option<String>,
     /// Header lines beyond those that all requests have.
     pub headers: Vec<String>,
+    /// How many of them, the first, are from `[defaults]`.
+    headers_by_default: usize,
     /// The body.
     pub body: BodySpec,
     /// Sizes that `{size}` in the path stands for.
@@ -96,11 +102,13 @@ impl RequestSpec {
         Self {
             name,
             line: 1,
+            lines: Vec::new(),
             weight: 1,
             kind: Kind::Http,
             method: None,
             path: None,
             headers: Vec::new(),
+            headers_by_default: 0,
             body: BodySpec::None,
             sizes: None,
             expected_status: None,
@@ -118,11 +126,38 @@ impl RequestSpec {
         }
     }
 
+    /// The line of the first of these keys that is written, be it in `[defaults]`; else that of the
+    /// request.
+    pub fn line_of(&self, keys: &[&str]) -> usize {
+        let line = |key: &str| {
+            let (_, line) = self.lines.iter().find(|(other, _)| other == key)?;
+            Some(*line)
+        };
+        let found = keys
+            .iter()
+            .find_map(|key| line(key).or_else(|| line(&format!("{DEFAULTS}{key}"))));
+        found.unwrap_or(self.line)
+    }
+
+    /// Where a header of that name stands.
+    fn header_keys(&self, header: &str) -> &'static [&'static str] {
+        let place = self.headers.iter().rposition(|line| {
+            let name = line.split(':').next().unwrap_or_default();
+            name.eq_ignore_ascii_case(header)
+        });
+        match place {
+            // It was given on the command line.
+            None => &[],
+            Some(place) if place < self.headers_by_default => &["defaults.headers"],
+            Some(_) => &["headers"],
+        }
+    }
+
     /// Renders the request for a target whose requests have the header lines `common`.
     ///
     /// # Errors
-    /// A sentence with the cure.
-    pub fn request(&self, url: &Url, common: &[String], close: bool) -> Result<Request, String> {
+    /// A sentence with the cure, and the keys that it is about.
+    pub fn request(&self, url: &Url, common: &[String], close: bool) -> Result<Request, Wrong> {
         let method = match (&self.method, &self.body) {
             (Some(method), _) => method.as_str(),
             (None, BodySpec::None) => "GET",
@@ -140,15 +175,22 @@ impl RequestSpec {
             Kind::Sse if !given("accept") => headers.push("Accept: text/event-stream".into()),
             Kind::WebSocket => {
                 if method != "GET" || !matches!(self.body, BodySpec::None) {
-                    return Err("a WebSocket begins with a GET without a body".into());
+                    let keys: &[_] = match self.method.as_deref() {
+                        None | Some("GET") => &["body", "body_file", "body_size"],
+                        Some(_) => &["method"],
+                    };
+                    return Err(at(keys, "a WebSocket begins with a GET without a body"));
                 }
                 headers.extend(websocket::UPGRADE_LINES.map(str::to_owned));
             }
             Kind::Upload if matches!(self.body, BodySpec::None) => {
-                return Err("an upload takes a body; give it a size, a file or a text".into());
+                return Err(at(
+                    &["kind"],
+                    "an upload takes a body; give it a size, a file or a text",
+                ));
             }
             Kind::Download if method == "HEAD" => {
-                return Err("a HEAD downloads nothing; use kind http".into());
+                return Err(at(&["method"], "a HEAD downloads nothing; use kind http"));
             }
             _ => {}
         }
@@ -160,12 +202,16 @@ impl RequestSpec {
         let holds_size = self.path.as_ref().is_some_and(|path| path.contains(SIZE));
         let lengths: Vec<Option<u64>> = match &self.sizes {
             Some(_) if !holds_size => {
-                return Err(format!(
-                    "a size takes a path that holds {SIZE}, such as /bytes/{SIZE}"
+                return Err(at(
+                    &["size"],
+                    format!("a size takes a path that holds {SIZE}, such as /bytes/{SIZE}"),
                 ));
             }
             None if holds_size => {
-                return Err(format!("{SIZE} in the path takes a size; give it one"));
+                return Err(at(
+                    &["path"],
+                    format!("{SIZE} in the path takes a size; give it one"),
+                ));
             }
             Some(sizes) => sizes.drawn().into_iter().map(Some).collect(),
             None => vec![None],
@@ -209,7 +255,7 @@ impl RequestSpec {
         body: &Body,
         length: Option<u64>,
         close: bool,
-    ) -> Result<Form, String> {
+    ) -> Result<Form, Wrong> {
         let path = match (&self.path, length) {
             (Some(path), Some(length)) => Some(path.replace(SIZE, &length.to_string())),
             (path, _) => path.clone(),
@@ -217,7 +263,10 @@ impl RequestSpec {
         if let Some(path) = &path
             && (!path.starts_with('/') || path.bytes().any(|b| b <= b' ' || b == 0x7f))
         {
-            return Err("a path begins with / and holds no space or control byte".into());
+            return Err(at(
+                &["path"],
+                "a path begins with / and holds no space or control byte",
+            ));
         }
         let check = match (&self.expected_body, self.kind) {
             (Some(expected), _) => Check::Bytes(expected.clone()),
@@ -234,6 +283,10 @@ impl RequestSpec {
             body,
             close: close && self.kind != Kind::WebSocket,
             check,
+        })
+        .map_err(|error| match error.fault {
+            Fault::Method => at(&["method"], error.text),
+            Fault::Header(name) => at(self.header_keys(name), error.text),
         })
     }
 }
@@ -299,17 +352,22 @@ pub fn read(path: &Path, verify: bool) -> Result<Vec<RequestSpec>, String> {
             .map_err(refuse)?;
         spec.verify |= verify;
         spec.line = line_of(Some(span.clone()));
+        spec.lines = (keys_of(places.get_ref(), index).into_iter())
+            .map(|(key, place)| (key, line_of(Some(place))))
+            .collect();
         specs.push(spec);
     }
     Ok(specs)
 }
 
 /// A mistake in a request, and where it is.
-struct Wrong {
+#[derive(Debug)]
+pub struct Wrong {
     /// The keys to look for, of which the first that is written is the place. Those of `[defaults]`
     /// begin with [`DEFAULTS`]; others may also stand there.
-    keys: &'static [&'static str],
-    text: String,
+    pub keys: &'static [&'static str],
+    /// A sentence with the cure.
+    pub text: String,
 }
 
 fn at(keys: &'static [&'static str], text: impl Into<String>) -> Wrong {
@@ -333,6 +391,23 @@ fn place_of(file: &DeTable<'_>, index: usize, key: &str) -> Option<Range<usize>>
         Some(key) => place(defaults, key),
         None => place(request.map(Spanned::get_ref), key).or_else(|| place(defaults, key)),
     }
+}
+
+/// All keys of request `index` and of the defaults, with their places.
+fn keys_of(file: &DeTable<'_>, index: usize) -> Vec<(String, Range<usize>)> {
+    let request = file
+        .get("request")
+        .and_then(|value| value.get_ref().get(index));
+    let tables = [(request, ""), (file.get("defaults"), DEFAULTS)];
+    let keys = |(table, prefix): (Option<&Spanned<DeValue<'_>>>, &str)| -> Vec<_> {
+        let table = table.and_then(|table| table.get_ref().as_table());
+        table
+            .into_iter()
+            .flat_map(|table| table.iter())
+            .map(|(key, _)| (format!("{prefix}{}", key.get_ref()), key.span()))
+            .collect()
+    };
+    tables.into_iter().flat_map(keys).collect()
 }
 
 /// What a misspelt key was probably meant to be, from a message that names it first and what is
@@ -453,6 +528,7 @@ impl Entry {
             .into_iter()
             .filter(|line| !own.iter().any(|other| name_of(other) == name_of(line)))
             .collect();
+        spec.headers_by_default = spec.headers.len();
         spec.headers.extend(own);
         let read = |key: &'static [&'static str], path: &Path| {
             fs::read(directory.join(path))
@@ -925,18 +1001,33 @@ mod tests {
 
     #[test]
     fn what_cannot_be_rendered_is_refused_with_the_cure() {
-        for (text, word) in [
-            ("kind='upload'", "body"),
-            ("kind='websocket'\nmethod='POST'", "GET"),
-            ("path='/bytes/{size}'", "takes a size"),
-            ("size=5", "path that holds"),
-            ("path='bytes'", "begins with /"),
-            ("method='G T'", "token"),
+        for (defaults, text, word, line) in [
+            ("", "weight=2\nkind='upload'", "body", 5),
+            ("", "kind='websocket'\nmethod='POST'", "GET", 5),
+            ("", "kind='websocket'\nbody='x'", "GET", 5),
+            ("", "weight=2\npath='/bytes/{size}'", "takes a size", 5),
+            ("", "weight=2\nsize=5", "path that holds", 5),
+            ("", "weight=2\npath='bytes'", "begins with /", 5),
+            ("", "weight=2\nmethod='G T'", "token", 5),
+            ("", "weight=2\nheaders='Host: other'", "Host", 5),
+            ("", "headers=[\n'Content-Length: 9']", "Content-Length", 4),
+            // A default is wrong only for who does not replace it, and its line is the place.
+            ("method='HEAD'\n", "kind='download'", "downloads nothing", 2),
+            (
+                "headers='Transfer-Encoding: chunked'\n",
+                "headers='A: b'",
+                "Transfer-Encoding",
+                2,
+            ),
         ] {
-            let specs = parse(&format!("[[request]]\nname='a'\n{text}")).unwrap();
+            let specs = parse(&format!(
+                "[defaults]\n{defaults}[[request]]\nname='a'\n{text}"
+            ))
+            .unwrap();
             let url = Url::parse("https://api.example.com/ok").unwrap();
-            let error = specs[0].request(&url, &[], false).unwrap_err();
-            assert!(error.contains(word), "{text}: {error}");
+            let wrong = specs[0].request(&url, &[], false).err().unwrap();
+            assert!(wrong.text.contains(word), "{text}: {}", wrong.text);
+            assert_eq!(specs[0].line_of(wrong.keys), line, "{text}");
         }
     }
 

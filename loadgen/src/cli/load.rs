@@ -107,7 +107,7 @@ impl LoadArgs {
                 return Err(format!(
                     "--scenario {}:{}: request {}: think is for the closed loop; leave it out, or --rps",
                     path.display(),
-                    spec.line,
+                    spec.line_of(&["think"]),
                     spec.name
                 ));
             }
@@ -162,16 +162,17 @@ impl LoadArgs {
     ) -> Result<Vec<Request>, String> {
         let render = |spec: &RequestSpec| {
             spec.request(url, headers, close)
-                .map_err(|error| match &self.scenario {
+                .map_err(|wrong| match &self.scenario {
                     Some(path) => {
                         format!(
-                            "--scenario {}:{}: request {}: {error}",
+                            "--scenario {}:{}: request {}: {}",
                             path.display(),
-                            spec.line,
-                            spec.name
+                            spec.line_of(wrong.keys),
+                            spec.name,
+                            wrong.text
                         )
                     }
-                    None => error,
+                    None => wrong.text,
                 })
         };
         specs.iter().map(render).collect()
