@@ -10,15 +10,18 @@ use crate::harness::{Claviger, Client, eventually};
 /// buffers, is there already. They stay: memory that they gave back would be used again.
 const FIRST: usize = 500;
 
-/// Measured connections: enough that a step of the allocator's, 4 MiB, is no more than a
-/// third of what is allowed.
-const MEASURED: usize = 1500;
+/// Measured connections, twice. Memory that is locked grows in steps: of 2 MiB, and of as
+/// much as 7 MB when more buffers than ever before wait at once with a receive. Such a step
+/// falls into one of two measurements, what each connection costs is in both, and so the
+/// lower one counts.
+const MEASURED: usize = 1000;
 
 /// Bytes of Claviger's memory per connection that waits, in a build without
-/// optimisation too. What the kernel holds for the socket is not in it. A process that
-/// locks its memory grows by the allocator's steps, two or three of which may fall into
-/// the measured time; a buffer that every connection keeps does not fit below this.
-const BYTES_MAX: u64 = 16_000;
+/// optimisation too. What the kernel holds for the socket is not in it. On busy cores the
+/// lower measurement was 5,400 to 7,540 for each, and the higher one up to 14,900: this is
+/// one step of 2 MiB above what the lower one was. If each cost 5,000 bytes more, the lower
+/// one would be 10,400 or above, wherever the steps fall.
+const BYTES_MAX: u64 = 9_700;
 
 #[test]
 fn a_connection_that_waits_after_a_request() {
@@ -46,12 +49,17 @@ fn check(used: impl Fn(&mut Client)) {
         (0..count).map(|_| open()).collect()
     };
     let _first = open(FIRST);
-    let before = settled(&site.claviger);
-    let _measured = open(MEASURED);
-    site.claviger
-        .wait_count("connections_open", (FIRST + MEASURED) as u64);
-    let after = settled(&site.claviger);
-    let each = after.saturating_sub(before) / MEASURED as u64;
+    let mut held = Vec::new();
+    let mut measure = || {
+        let before = settled(&site.claviger);
+        held.extend(open(MEASURED));
+        let all = (FIRST + held.len()) as u64;
+        site.claviger.wait_count("connections_open", all);
+        settled(&site.claviger).saturating_sub(before) / MEASURED as u64
+    };
+    let each = [measure(), measure()];
+    println!("bytes for each: {each:?}");
+    let each = each[0].min(each[1]);
     assert!(each <= BYTES_MAX, "{each} bytes for each, of {BYTES_MAX}");
 }
 
