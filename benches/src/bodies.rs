@@ -3,6 +3,7 @@
 use std::hint::black_box;
 
 use wire::chunked::{ChunkedDecoder, chunk_header};
+use wire::sieve::{OnHit, Sieve};
 
 use crate::heads::scrubber;
 use crate::{Case, Run};
@@ -28,6 +29,16 @@ pub fn cases() -> Vec<Case> {
             )
         }),
         Case::of_bytes("scrub/64-KiB-without-a-hit", BODY_BYTES, search),
+        Case::of_bytes("sieve/1-KiB-at-once", 1024, || sift(JSON, 1024, 1024)),
+        Case::of_bytes("sieve/64-KiB-in-pieces-of-16384", BODY_BYTES, || {
+            sift(JSON, BODY_BYTES, 16 * 1024)
+        }),
+        Case::of_bytes("sieve/64-KiB-of-escapes", BODY_BYTES, || {
+            sift(ESCAPES, BODY_BYTES, 16 * 1024)
+        }),
+        Case::of_bytes("sieve/64-KiB-of-events", BODY_BYTES, || {
+            sift(EVENT, BODY_BYTES, EVENT.len())
+        }),
     ]
 }
 
@@ -55,14 +66,40 @@ fn decode(chunk: usize, trailers: &'static [u8]) -> Run {
     })
 }
 
+/// What an API answers.
+const JSON: &[u8] =
+    b"{\"id\":\"chatcmpl-123\",\"content\":\"Lorem ipsum dolor sit amet 0123456789\"}";
+
+/// Text in JSON in JSON: more escapes than usual, some of them of characters that keys have.
+const ESCAPES: &[u8] =
+    b"{\\\"url\\\":\\\"https:\\/\\/example.com\\/a%2Fb%20c\\\",\\n\\u00e9 &amp; ";
+
+/// An event of a stream.
+const EVENT: &[u8] =
+    b"data: {\"id\":\"chatcmpl-123\",\"choices\":[{\"delta\":{\"content\":\" tokens\"}}]}\n\n";
+
+fn body_of(text: &[u8], bytes: usize) -> Vec<u8> {
+    text.iter().copied().cycle().take(bytes).collect()
+}
+
+fn sift(text: &[u8], bytes: usize, piece: usize) -> Run {
+    let scrubber = scrubber();
+    let body = body_of(text, bytes);
+    Box::new(move || {
+        let mut sieve = Sieve::new(&scrubber, OnHit::Redact);
+        let mut passed = 0;
+        let mut rest = black_box(&body[..]);
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(piece.min(rest.len()));
+            passed += sieve.pass(&[piece], after.is_empty()).0.len();
+            rest = after;
+        }
+        assert_eq!((passed, sieve.hits()), (bytes, 0));
+    })
+}
+
 fn search() -> Run {
     let scrubber = scrubber();
-    let body: Vec<u8> =
-        b"{\"id\":\"chatcmpl-123\",\"content\":\"Lorem ipsum dolor sit amet 0123456789\"}"
-            .iter()
-            .copied()
-            .cycle()
-            .take(BODY_BYTES)
-            .collect();
+    let body = body_of(JSON, BODY_BYTES);
     Box::new(move || assert_eq!(scrubber.find(black_box(&body)), None))
 }

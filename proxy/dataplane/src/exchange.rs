@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 use handoff::Counter;
-use policy::{Permit, Refuser, Verdict};
+use policy::{OnEcho, Permit, Refuser, Verdict};
 use wire::framing::{self, BodyFraming};
 use wire::head::{HeadError, HeadLimits, Method, Parse, RequestHead, ResponseHead, Version};
 use wire::rewrite::{self, Plan, ResponseEdit};
@@ -21,10 +21,10 @@ use crate::core::{Core, Desk};
 use crate::forward::{self, Sent};
 use crate::ledger::Draft;
 use crate::pool::{self, Lease, LeaseError, Purpose};
-use crate::relay::{Body, BodyError, BodyReader, BodyWriter};
+use crate::relay::{Body, BodyError, BodyReader, BodyWriter, Search};
 use crate::respond::{self, Problem};
 use crate::transport::{Filled, Incoming, Outgoing, Transport};
-use crate::tunnel;
+use crate::tunnel::{self, Screen};
 
 /// Informational responses passed on for one request; more are an attack.
 const INFORMATIONAL_MAX: usize = 16;
@@ -244,6 +244,12 @@ const BAD_UPSTREAM_ANSWER: Problem = Problem::new(
     "upstream_answer_malformed",
     Refuser::Upstream,
     "The upstream's answer is not well-formed HTTP/1.1, so it was not passed on.",
+);
+const KEY_ECHOED: Problem = Problem::new(
+    502,
+    "key_echoed",
+    Refuser::Policy,
+    "The upstream's answer contains the key that was used, so it was not passed on (on_echo).",
 );
 const UPSTREAM_CLOSED: Problem = Problem::new(
     502,
@@ -565,8 +571,7 @@ impl Exchange<'_> {
             bytes: 0,
             bytes_max: route.body_bytes_max,
             strip_trailers: &route.strip_fields,
-            scrubber: None,
-            hits: 0,
+            search: None,
         };
         let mut at_hand = Vec::new();
         let consumed = match body.copy_into(request.rest(), &mut at_hand) {
@@ -643,12 +648,25 @@ impl Exchange<'_> {
         answered: Answered,
     ) -> Next {
         if answered.upgraded {
-            let tunnel = tunnel::run(self.down, lease.connection(), self.write_timeout);
+            // What came along with the 101 is the tunnel's.
+            let first = desk.response.rest();
+            let screen = Screen::new(permit, desk.response.upgrade());
+            let tunnel = tunnel::run(
+                self.down,
+                lease.connection(),
+                first,
+                screen,
+                self.write_timeout,
+            );
             // Boxed, as above.
             let carried = Box::pin(tunnel).await;
+            note_hits(self.core, self.draft, carried.hits);
             let mut draft = self.draft.borrow_mut();
             draft.bytes_in += carried.bytes_in;
             draft.bytes_out += carried.bytes_out;
+            if let Some(reason) = carried.refused {
+                draft.refused = Some((Refuser::Policy, reason));
+            }
             desk.request.finish(usize::MAX);
             return Next::Drop;
         }
@@ -737,7 +755,8 @@ fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
         BodyError::Source(error) if error.kind() == io::ErrorKind::TimedOut => {
             (REQUEST_BODY_TIMEOUT, "request_body_timeout")
         }
-        BodyError::Source(_) | BodyError::Sink => return Failed::Abandoned,
+        // A request's body is not searched.
+        BodyError::Source(_) | BodyError::Sink | BodyError::Echo => return Failed::Abandoned,
     };
     if unanswered {
         Failed::Unanswered(problem)
@@ -809,9 +828,9 @@ impl Answer<'_, '_> {
             && !ends_with_connection
             && matches!(self.uploaded.get(), Upload::Whole(_))
             && !self.core.draining.get();
-        let hits = rewrite::response(
+        self.edit(
             response,
-            &ResponseEdit {
+            ResponseEdit {
                 framing: framing_down,
                 close: !down_persists && !upgraded,
                 http10: self.http10,
@@ -820,12 +839,11 @@ impl Answer<'_, '_> {
                 } else {
                     None
                 },
-                scrubber: self.permit.credential().map(policy::Credential::scrubber),
+                scrubber: self.permit.scrubber(),
                 keep_length: framing == BodyFraming::None,
             },
             plan,
-        );
-        self.note_hits(hits);
+        )?;
         let mut body = Body {
             reader: BodyReader::new(framing),
             writer: if framing_down == BodyFraming::Chunked {
@@ -836,18 +854,24 @@ impl Answer<'_, '_> {
             bytes: 0,
             bytes_max: u64::MAX,
             strip_trailers: &self.permit.route().strip_fields,
-            scrubber: self.permit.credential().map(policy::Credential::scrubber),
-            hits: 0,
+            search: (self.permit.scrubber())
+                .map(|scrubber| Search::new(scrubber, self.permit.route().on_echo)),
         };
         let mut first = self.core.buffers.take_send();
         let used = if upgraded {
             // Whatever came along with the 101 is the tunnel's.
-            first.extend_from_slice(response.rest());
             response.rest().len()
         } else {
             match body.copy_into(response.rest(), &mut first) {
                 Ok(used) => used,
-                Err(_) => return Err(Failed::Unanswered(BAD_UPSTREAM_ANSWER)),
+                Err(error) => {
+                    self.core.buffers.give_send(first);
+                    self.note_hits(body.hits());
+                    return Err(Failed::Unanswered(match error {
+                        BodyError::Echo => KEY_ECHOED,
+                        _ => BAD_UPSTREAM_ANSWER,
+                    }));
+                }
             }
         };
         let leftover = used < response.rest().len();
@@ -863,7 +887,7 @@ impl Answer<'_, '_> {
         let read_timeout = self.permit.upstream().limits.read_timeout;
         let carried = body.carry(up, down, read_timeout, self.write_timeout).await;
         self.draft.borrow_mut().bytes_out = body.bytes;
-        self.note_hits(body.hits);
+        self.note_hits(body.hits());
         match carried {
             Ok(()) => Ok(Answered {
                 up_reusable: response.keep_alive()
@@ -893,6 +917,7 @@ impl Answer<'_, '_> {
             Err(BodyError::Framing | BodyError::TooLarge) => {
                 Err(Failed::Cut(Refuser::Upstream, "upstream_framing_broken"))
             }
+            Err(BodyError::Echo) => Err(Failed::Cut(KEY_ECHOED.refuser, KEY_ECHOED.reason)),
         }
     }
 
@@ -925,22 +950,18 @@ impl Answer<'_, '_> {
                     let wanted =
                         !self.http10 && (response.status() != 100 || self.expects_continue);
                     if wanted {
-                        let hits = rewrite::response(
+                        self.edit(
                             response,
-                            &ResponseEdit {
+                            ResponseEdit {
                                 framing: BodyFraming::None,
                                 close: false,
                                 http10: false,
                                 upgrade: None,
-                                scrubber: self
-                                    .permit
-                                    .credential()
-                                    .map(policy::Credential::scrubber),
+                                scrubber: self.permit.scrubber(),
                                 keep_length: false,
                             },
                             plan,
-                        );
-                        self.note_hits(hits);
+                        )?;
                         {
                             let mut slices = Vec::with_capacity(8);
                             plan.slices(response.bytes(), &[], &mut slices);
@@ -1015,12 +1036,38 @@ impl Answer<'_, '_> {
         }
     }
 
-    fn note_hits(&self, hits: usize) {
-        if hits > 0 {
-            self.core
-                .counters
-                .add_many(Counter::scrub_hits, hits as u64);
-            self.draft.borrow_mut().scrubbed += hits;
+    /// Plans the head as the caller shall see it, if it may see it at all.
+    fn edit(
+        &self,
+        response: &ResponseHead,
+        edit: ResponseEdit<'_>,
+        plan: &mut Plan,
+    ) -> Result<(), Failed> {
+        let hits = rewrite::response(response, &edit, plan);
+        self.note_hits(hits);
+        match self.permit.route().on_echo {
+            OnEcho::Block if hits > 0 => return Err(Failed::Unanswered(KEY_ECHOED)),
+            OnEcho::Report if hits > 0 => {
+                let as_it_is = ResponseEdit {
+                    scrubber: None,
+                    ..edit
+                };
+                rewrite::response(response, &as_it_is, plan);
+            }
+            OnEcho::Redact | OnEcho::Block | OnEcho::Report => {}
         }
+        Ok(())
+    }
+
+    fn note_hits(&self, hits: usize) {
+        note_hits(self.core, self.draft, hits);
+    }
+}
+
+/// The key came back so often.
+fn note_hits(core: &Core, draft: &RefCell<Draft>, hits: usize) {
+    if hits > 0 {
+        core.counters.add_many(Counter::scrub_hits, hits as u64);
+        draft.borrow_mut().scrubbed += hits;
     }
 }

@@ -2,16 +2,19 @@
 //!
 //! Framing is never copied: what comes in is read as data, and framed anew for
 //! the other side (RFC 9112, section 6). Whatever is at hand goes out at once, so
-//! an event stream arrives event by event.
+//! an event stream arrives event by event. What an upstream sends is searched for
+//! the key on the way ([`Sieve`]); what may become a hit waits for the next bytes.
 
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use policy::OnEcho;
 use wire::chunked::{ChunkError, ChunkedDecoder, chunk_header};
 use wire::framing::BodyFraming;
 use wire::names::NameSet;
 use wire::scrub::Scrubber;
+use wire::sieve::{OnHit, Sieve};
 
 use crate::rt;
 use crate::transport::{Filled, Incoming, Outgoing, SEND_PENDING_BYTES};
@@ -55,6 +58,9 @@ pub enum BodyError {
     Sink,
     /// It is larger than the route allows.
     TooLarge,
+    /// It contains the key, and the route blocks that. Nothing of the piece with the
+    /// key has left.
+    Echo,
 }
 
 /// Both ends of a body's way, and what was carried.
@@ -67,10 +73,58 @@ pub struct Body<'r> {
     pub bytes_max: u64,
     /// Trailer fields that are dropped, besides those that never pass.
     pub strip_trailers: &'r NameSet,
-    /// Times that it was found.
-    pub hits: usize,
-    /// Searched for in trailers: those with a hit are dropped, all of them.
-    pub scrubber: Option<&'r Scrubber>,
+    /// What an upstream's body is searched with.
+    pub search: Option<Search<'r>>,
+}
+
+/// Searches a body for the key, trailers included.
+pub struct Search<'r> {
+    scrubber: &'r Scrubber,
+    on_echo: OnEcho,
+    sieve: Sieve<'r>,
+    trailer_hits: usize,
+}
+
+impl<'r> Search<'r> {
+    pub fn new(scrubber: &'r Scrubber, on_echo: OnEcho) -> Self {
+        Self {
+            scrubber,
+            on_echo,
+            sieve: Sieve::new(scrubber, on_hit(on_echo)),
+            trailer_hits: 0,
+        }
+    }
+
+    /// How often the key was found.
+    pub fn hits(&self) -> usize {
+        self.sieve.hits() + self.trailer_hits
+    }
+
+    /// Whether what was found must not pass.
+    fn blocks(&self) -> bool {
+        self.on_echo == OnEcho::Block && self.hits() > 0
+    }
+
+    /// What of this may go on; nothing where a hit must not pass.
+    fn pass<'a>(&'a mut self, parts: &[&'a [u8]], is_last: bool) -> Option<&'a [u8]> {
+        let (clean, hits) = self.sieve.pass(parts, is_last);
+        (hits == 0 || self.on_echo != OnEcho::Block).then_some(clean)
+    }
+
+    /// Whether these may pass: those with a hit are dropped, all of them.
+    fn passes_trailers(&mut self, trailers: &[u8]) -> bool {
+        let found = self.scrubber.find(trailers).is_some();
+        self.trailer_hits += usize::from(found);
+        !found || self.on_echo == OnEcho::Report
+    }
+}
+
+/// What a sieve does for a route. What is blocked never leaves, redacted or not.
+pub fn on_hit(on_echo: OnEcho) -> OnHit {
+    match on_echo {
+        OnEcho::Redact | OnEcho::Block => OnHit::Redact,
+        OnEcho::Report => OnHit::Report,
+    }
 }
 
 impl BodyReader {
@@ -127,14 +181,9 @@ impl Body<'_> {
             let data = &input[used..][data];
             self.count(data.len())?;
             if !data.is_empty() {
-                match self.writer {
-                    BodyWriter::Plain => out.extend_from_slice(data),
-                    BodyWriter::Chunked => {
-                        out.extend_from_slice(chunk_header(data.len(), &mut [0; 18]));
-                        out.extend_from_slice(data);
-                        out.extend_from_slice(b"\r\n");
-                    }
-                }
+                let is_last = self.reader.is_done();
+                self.writer
+                    .frame(sift(&mut self.search, data, is_last)?, out);
             }
             used += n;
             if n == 0 {
@@ -142,27 +191,41 @@ impl Body<'_> {
             }
         }
         if self.reader.is_done() {
-            self.end_into(out);
+            self.end_into(out)?;
         }
         Ok(used)
     }
 
-    /// The framing's own end.
-    fn end_into(&mut self, out: &mut Vec<u8>) {
+    /// What was held back, and the framing's own end.
+    fn end_into(&mut self, out: &mut Vec<u8>) -> Result<(), BodyError> {
+        let is_holding = |search: &Search<'_>| search.sieve.is_holding();
+        if self.search.as_ref().is_some_and(is_holding) {
+            self.writer.frame(sift(&mut self.search, &[], true)?, out);
+        }
         if self.writer != BodyWriter::Chunked {
-            return;
+            return Ok(());
         }
         out.extend_from_slice(wire::chunked::LAST_CHUNK);
         if let BodyReader::Chunked(decoder) = &self.reader {
-            let found = self
-                .scrubber
-                .and_then(|scrubber| scrubber.find(decoder.trailers()));
-            match found {
-                Some(_) => self.hits += 1,
-                None => wire::rewrite::trailers(decoder.trailers(), self.strip_trailers, out),
+            let trailers = decoder.trailers();
+            let pass = match &mut self.search {
+                Some(search) if !trailers.is_empty() => search.passes_trailers(trailers),
+                _ => true,
+            };
+            if self.search.as_ref().is_some_and(Search::blocks) {
+                return Err(BodyError::Echo);
+            }
+            if pass {
+                wire::rewrite::trailers(trailers, self.strip_trailers, out);
             }
         }
         out.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
+    /// How often the key was found.
+    pub fn hits(&self) -> usize {
+        self.search.as_ref().map_or(0, Search::hits)
     }
 
     fn count(&mut self, n: usize) -> Result<(), BodyError> {
@@ -222,7 +285,7 @@ impl Body<'_> {
             }
         }
         let mut end = Vec::new();
-        self.end_into(&mut end);
+        self.end_into(&mut end)?;
         if !end.is_empty() {
             to.write(&[&end]).map_err(|_| BodyError::Sink)?;
         }
@@ -258,21 +321,64 @@ impl Body<'_> {
         if let Err(error) = self.count(bytes) {
             return (used, Err(error));
         }
-        let sent = match self.writer {
-            BodyWriter::Plain => to.write(&data[..parts]),
-            BodyWriter::Chunked => {
-                let mut header = [0; 18];
-                let mut slices: [&[u8]; PARTS_MAX + 2] = [&[]; PARTS_MAX + 2];
-                slices[0] = chunk_header(bytes, &mut header);
-                slices[1..=parts].copy_from_slice(&data[..parts]);
-                slices[parts + 1] = b"\r\n";
-                to.write(&slices[..parts + 2])
-            }
+        let sent = match &mut self.search {
+            None => self.writer.write(&data[..parts], bytes, to),
+            Some(search) => match search.pass(&data[..parts], self.reader.is_done()) {
+                Some(clean) => {
+                    bytes = clean.len();
+                    self.writer.write(&[clean], bytes, to)
+                }
+                None => return (used, Err(BodyError::Echo)),
+            },
         };
         match sent {
             Ok(()) => (used, Ok(bytes + OVERHEAD_BYTES)),
             Err(_) => (used, Err(BodyError::Sink)),
         }
+    }
+}
+
+impl BodyWriter {
+    /// Appends some of the body to `out`.
+    fn frame(self, data: &[u8], out: &mut Vec<u8>) {
+        match self {
+            _ if data.is_empty() => {}
+            BodyWriter::Plain => out.extend_from_slice(data),
+            BodyWriter::Chunked => {
+                out.extend_from_slice(chunk_header(data.len(), &mut [0; 18]));
+                out.extend_from_slice(data);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+    }
+
+    /// Writes so many bytes of the body as one message.
+    fn write(self, data: &[&[u8]], bytes: usize, to: &mut Outgoing<'_>) -> io::Result<()> {
+        match self {
+            // An empty chunk would be the last one (RFC 9112, section 7.1).
+            _ if bytes == 0 => Ok(()),
+            BodyWriter::Plain => to.write(data),
+            BodyWriter::Chunked => {
+                let mut header = [0; 18];
+                let mut slices: [&[u8]; PARTS_MAX + 2] = [&[]; PARTS_MAX + 2];
+                slices[0] = chunk_header(bytes, &mut header);
+                slices[1..=data.len()].copy_from_slice(data);
+                slices[data.len() + 1] = b"\r\n";
+                to.write(&slices[..data.len() + 2])
+            }
+        }
+    }
+}
+
+/// What of `data` may go on: all of it, where nothing is searched for.
+fn sift<'a>(
+    search: &'a mut Option<Search<'_>>,
+    data: &'a [u8],
+    is_last: bool,
+) -> Result<&'a [u8], BodyError> {
+    match search {
+        None => Ok(data),
+        Some(search) => search.pass(&[data], is_last).ok_or(BodyError::Echo),
     }
 }
 

@@ -604,6 +604,7 @@ fn rewrite_request(head: &RequestHead, options: u8, cut: usize) {
         framing,
         upgrade: option(6).then_some(b"websocket"),
         expect_continue: option(7),
+        searched: false,
         lines: &[LOOP],
     };
     let mut plan = Plan::new();

@@ -69,7 +69,7 @@ counters! {
     upstream_retries_refused,
     /// Connections to upstreams that are idle in the pool now.
     upstream_idle,
-    /// Injected values found in response heads and redacted.
+    /// Injected values found in answers.
     scrub_hits,
     /// Audit records written to the lane.
     audit_records,

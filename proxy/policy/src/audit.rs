@@ -59,7 +59,7 @@ pub struct AuditRecord<'a> {
     pub credential: Option<(&'a str, &'a str)>,
     /// Names of what was stripped.
     pub stripped: Option<&'a Stripped>,
-    /// Injected values that came back in the response head and were redacted.
+    /// How often an injected value came back in the answer.
     pub scrubbed: usize,
     /// From the complete head to the end of the exchange.
     pub total: Duration,

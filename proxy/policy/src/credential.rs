@@ -2,15 +2,15 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use wire::scrub::{self, Scrubber};
+use wire::scrub::Scrubber;
 use wire::target::percent_encode_query;
 use zeroize::Zeroizing;
 
 use crate::secret::Secret;
 
-/// Secrets shorter than this are not searched for in responses: they would be
-/// found by chance. `check` warns about them.
-pub const SCRUB_BYTES_MIN: usize = 8;
+/// Secrets shorter than this are not searched for in answers: they would be found
+/// by chance, and garble what passes. `check` warns about them.
+pub const SCRUB_BYTES_MIN: usize = 16;
 
 /// How a key is written into a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,10 +129,9 @@ impl Credential {
         if key.iter().any(|&byte| byte < 0x20 || byte == 0x7f) {
             return Err(CredentialError::ControlCharacter);
         }
-        let mut needles: Vec<Zeroizing<Vec<u8>>> = Vec::new();
-        if key.len() >= SCRUB_BYTES_MIN {
-            needles.extend(scrub::forms(key).into_iter().map(Zeroizing::new));
-        }
+        // What is searched for: the secret part alone, and how it is written.
+        let mut secret_part = key;
+        let mut basic = Zeroizing::new(String::new());
         // Sized ahead: a Vec that grows leaves copies of the key behind it.
         let mut rendered = Vec::with_capacity(64 + key.len() * 3 + 256);
         match &injection {
@@ -154,18 +153,13 @@ impl Credential {
                     None if !key.contains(&b':') => return Err(CredentialError::BasicWithoutColon),
                     None => {
                         pair.extend_from_slice(key);
-                        // The password alone is a secret too; the account name is not.
-                        let password = key.splitn(2, |&byte| byte == b':').nth(1).unwrap_or(&[]);
-                        if password.len() >= SCRUB_BYTES_MIN {
-                            needles.extend(scrub::forms(password).into_iter().map(Zeroizing::new));
-                        }
+                        secret_part = secret_of_pair(key);
                     }
                 }
-                let encoded = Zeroizing::new(STANDARD.encode(&pair[..]));
+                basic = Zeroizing::new(STANDARD.encode(&pair[..]));
                 rendered.extend_from_slice(b"Authorization: Basic ");
-                rendered.extend_from_slice(encoded.as_bytes());
+                rendered.extend_from_slice(basic.as_bytes());
                 rendered.extend_from_slice(b"\r\n");
-                needles.push(Zeroizing::new(encoded.as_bytes().to_vec()));
             }
             Injection::Header { name, template } => {
                 let mut parts = template.split("{key}");
@@ -187,13 +181,16 @@ impl Credential {
                 percent_encode_query(key, &mut rendered);
             }
         }
-        let slices: Vec<&[u8]> = needles.iter().map(|needle| &needle[..]).collect();
+        let long_enough = |text: &&[u8]| text.len() >= SCRUB_BYTES_MIN;
+        let secrets: Vec<&[u8]> = [secret_part].into_iter().filter(long_enough).collect();
+        let renderings: Vec<&[u8]> = [basic.as_bytes()].into_iter().filter(long_enough).collect();
+        let scrubber = Scrubber::of_secrets(&secrets, &renderings);
         Ok(Self {
             name: name.into(),
             version: version.into(),
             injection,
             rendered: Secret::new(rendered),
-            scrubber: Scrubber::new(&slices),
+            scrubber,
         })
     }
 
@@ -220,6 +217,18 @@ impl Credential {
     /// The rendered line or parameter, for a [`Permit`](crate::Permit) alone.
     pub(crate) fn rendered(&self) -> &[u8] {
         self.rendered.expose()
+    }
+}
+
+/// Which part of `user:password` is the secret. An account's name stands in many an answer, and
+/// redacting it would break them. But some APIs take the key for the name, with nothing or a single
+/// letter behind it (`key:`, `key:x`).
+fn secret_of_pair(pair: &[u8]) -> &[u8] {
+    let mut parts = pair.splitn(2, |&byte| byte == b':');
+    let (name, password) = (parts.next(), parts.next());
+    match password {
+        Some([] | [_]) | None => name.unwrap_or_default(),
+        Some(password) => password,
     }
 }
 
@@ -315,5 +324,37 @@ mod tests {
             assert!(credential.scrubber().find(hay).is_some());
         }
         assert!(credential.scrubber().find(b"Location: /?p=api").is_none());
+    }
+
+    #[test]
+    fn only_the_secret_part_is_searched_for() {
+        let finds = |username: Option<&str>, secret: &str, hay: &str| {
+            let injection = Injection::Basic {
+                username: username.map(str::to_owned),
+            };
+            let secret = Secret::new(secret.into());
+            let credential = Credential::new("c", "v", injection, &secret).expect("a pair");
+            credential.scrubber().find(hay.as_bytes()).is_some()
+        };
+        let (account, token) = ("ACCOUNT-0123456789abcdef", "token-0123456789abcdef");
+        let pair = format!("{account}:{token}");
+        assert!(finds(None, &pair, token));
+        assert!(finds(None, &pair, &pair));
+        assert!(!finds(None, &pair, account));
+        assert!(finds(Some(account), token, token));
+        assert!(!finds(Some(account), token, account));
+        // The key stands before the colon.
+        for pair in [format!("{token}:"), format!("{token}:X")] {
+            assert!(finds(None, &pair, token), "{pair}");
+        }
+        // Too short to be told from chance; the rendered pair is not.
+        assert!(!finds(None, "a-long-account-name:hunter2", "hunter2"));
+        assert!(!finds(
+            None,
+            "a-long-account-name:hunter2",
+            "a-long-account-name"
+        ));
+        let rendered = STANDARD.encode("a-long-account-name:hunter2");
+        assert!(finds(None, "a-long-account-name:hunter2", &rendered));
     }
 }

@@ -48,6 +48,21 @@ pub struct Route {
     pub body_bytes_max: u64,
     /// Overrides the upstream's limit, for a provider that thinks for long.
     pub response_head_timeout: Option<Duration>,
+    /// What becomes of an answer that contains the key.
+    pub on_echo: OnEcho,
+}
+
+/// What becomes of an answer that contains the key that was written. It is counted and stands on the
+/// audit trail in each case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnEcho {
+    /// The key is overwritten, the rest passes.
+    #[default]
+    Redact,
+    /// 502 instead of the answer; one that is under way is cut.
+    Block,
+    /// The answer passes with the key in it.
+    Report,
 }
 
 impl Route {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use wire::framing::BodyFraming;
 use wire::head::RequestHead;
 use wire::rewrite::{self, Plan, RequestEdit};
+use wire::scrub::Scrubber;
 
 use crate::credential::Credential;
 use crate::route::{Route, without_last_slash};
@@ -241,6 +242,13 @@ impl<'s> Permit<'s> {
             .map(|token| &**token)
     }
 
+    /// Finds the key that is written in what comes back; `None` if there is none, or
+    /// it is too short to be searched for.
+    pub fn scrubber(&self) -> Option<&'s Scrubber> {
+        let scrubber = self.credential().map(Credential::scrubber);
+        scrubber.filter(|scrubber| !scrubber.is_empty())
+    }
+
     /// Strips what the caller sent and writes what the route says, as a list of
     /// pieces in `plan`. The key itself stays where it is: see [`Outbound`].
     pub fn inject(
@@ -273,6 +281,7 @@ impl<'s> Permit<'s> {
                 framing,
                 upgrade: upgrade.map(str::as_bytes),
                 expect_continue,
+                searched: self.scrubber().is_some(),
                 lines: &[b"CDN-Loop: ", self.loop_token.as_bytes(), b"\r\n"],
             },
             plan,

@@ -14,6 +14,7 @@ mod clients;
 mod conformance;
 mod docs;
 mod driver;
+mod echo;
 mod house;
 mod hygiene;
 mod listener;

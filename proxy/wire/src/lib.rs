@@ -10,11 +10,13 @@
 #![forbid(unsafe_code)]
 
 pub mod chunked;
+pub mod frames;
 pub mod framing;
 pub mod head;
 pub mod names;
 pub mod rewrite;
 pub mod scrub;
+pub mod sieve;
 pub mod target;
 
 /// A half-open range of positions in a head's bytes (or in a plan's text).

@@ -8,9 +8,12 @@
 //! with the edit. It does know what a proxy must never pass on: hop-by-hop fields, the framing of
 //! the other side, names that only we may write.
 
+use core::ops::Range;
+
 use crate::framing::BodyFraming;
 use crate::head::{FieldId, Method, RequestHead, ResponseHead, TargetForm, Version, classify};
-use crate::names::{NameSet, ParamSet};
+use crate::names::{NameSet, ParamSet, eq_folded};
+use crate::sieve::REDACTED;
 use crate::{Span, scrub, target};
 
 /// One piece of an edited head.
@@ -31,7 +34,7 @@ pub struct Plan {
     text: Vec<u8>,
     stripped: Stripped,
     /// Ranges of the head that a scrubber found, in order, not overlapping.
-    hits: Vec<Span>,
+    hits: Vec<Range<usize>>,
 }
 
 impl Plan {
@@ -228,6 +231,9 @@ pub struct RequestEdit<'a> {
     pub upgrade: Option<&'a [u8]>,
     /// Pass `Expect: 100-continue` on. Any other expectation is removed.
     pub expect_continue: bool,
+    /// The answer will be searched. Then no WebSocket extension is offered (RFC 6455, section 9): each
+    /// of them may change what a frame's bytes mean, as `permessage-deflate` does.
+    pub searched: bool,
     /// Further complete lines (CDN-Loop), each with its CRLF; copied into the plan.
     pub lines: &'a [&'a [u8]],
 }
@@ -252,6 +258,7 @@ pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
                     plan.stripped.add("", known);
                     false
                 }
+                None if edit.searched && eq_folded(name, WEBSOCKET_EXTENSIONS) => false,
                 None => !is_nominated(name, head.nominated(), head.bytes()),
             },
             FieldId::CdnLoop => true,
@@ -317,7 +324,7 @@ pub struct ResponseEdit<'a> {
 pub fn response(head: &ResponseHead, edit: &ResponseEdit<'_>, plan: &mut Plan) -> usize {
     plan.clear();
     if let Some(scrubber) = edit.scrubber {
-        find_hits(head.bytes(), scrubber, &mut plan.hits);
+        scrubber.find_all(head.bytes(), &mut plan.hits);
     }
     status_line(head, plan);
     let keep_length = edit.keep_length && edit.framing == BodyFraming::None;
@@ -358,9 +365,7 @@ pub fn trailers(lines: &[u8], strip: &NameSet, out: &mut Vec<u8>) {
         let name = &line[..colon];
         let forbidden = classify(name) != FieldId::Other
             || strip.contains(name)
-            || TRAILER_FORBIDDEN
-                .iter()
-                .any(|known| crate::names::eq_folded(name, known))
+            || TRAILER_FORBIDDEN.iter().any(|known| eq_folded(name, known))
             || crate::names::starts_folded(name, b"content-")
             || crate::names::starts_folded(name, b"proxy-");
         if !forbidden {
@@ -514,6 +519,7 @@ fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) -> bool {
     let hits = core::mem::take(&mut plan.hits);
     let touching = || {
         hits.iter()
+            .map(|hit| Span::new(hit.start, hit.end))
             .filter(|hit| hit.start < line.end && hit.end > line.start)
     };
     let replaceable = touching().all(|hit| hit.start >= value.start && hit.end <= value.end);
@@ -536,68 +542,6 @@ fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) -> bool {
     replaceable
 }
 
-fn find_hits(bytes: &[u8], scrubber: &scrub::Scrubber, hits: &mut Vec<Span>) {
-    let mut at = 0;
-    while let Some(hit) = scrubber.find(&bytes[at..]) {
-        hits.push(Span::new(at + hit.start, at + hit.end));
-        at += hit.end;
-    }
-    if memchr::memchr(b'%', bytes).is_some() {
-        find_encoded_hits(bytes, scrubber, hits);
-    }
-}
-
-/// Finds what is percent-encoded in part, or more than it needs to be: whoever
-/// builds a URL chooses which characters of a key it encodes.
-fn find_encoded_hits(bytes: &[u8], scrubber: &scrub::Scrubber, hits: &mut Vec<Span>) {
-    let hex = |at: usize| {
-        bytes
-            .get(at)
-            .and_then(|&byte| char::from(byte).to_digit(16))
-    };
-    let mut decoded = zeroize::Zeroizing::new(Vec::with_capacity(bytes.len()));
-    // Where each decoded byte begins, and where the last one ends.
-    let mut places = Vec::with_capacity(bytes.len() + 1);
-    let mut at = 0;
-    while at < bytes.len() {
-        places.push(at);
-        if bytes[at] == b'%'
-            && let (Some(high), Some(low)) = (hex(at + 1), hex(at + 2))
-        {
-            decoded.push((high * 16 + low) as u8);
-            at += 3;
-        } else {
-            decoded.push(bytes[at]);
-            at += 1;
-        }
-    }
-    places.push(at);
-    let mut from = 0;
-    while let Some(hit) = scrubber.find(&decoded[from..]) {
-        let span = Span::new(places[from + hit.start], places[from + hit.end]);
-        // A hit that is known is the same key; one that overlaps it is widened.
-        match hits
-            .iter_mut()
-            .find(|known| known.start < span.end && known.end > span.start)
-        {
-            Some(known) => {
-                known.start = known.start.min(span.start);
-                known.end = known.end.max(span.end);
-            }
-            None => hits.push(span),
-        }
-        from += hit.end;
-    }
-    hits.sort_by_key(|hit| hit.start);
-    hits.dedup_by(|later, earlier| {
-        let overlaps = later.start < earlier.end;
-        if overlaps {
-            earlier.end = earlier.end.max(later.end);
-        }
-        overlaps
-    });
-}
-
 /// Whether Connection names this field. One without options of its own, which is nearly every one,
 /// costs a comparison of lengths.
 fn is_nominated(name: &[u8], nominated: &[Span], bytes: &[u8]) -> bool {
@@ -606,8 +550,8 @@ fn is_nominated(name: &[u8], nominated: &[Span], bytes: &[u8]) -> bool {
         .any(|span| span.of(bytes).eq_ignore_ascii_case(name))
 }
 
-/// What stands in a key's place.
-const REDACTED: &[u8] = b"redacted";
+/// RFC 6455, section 11.3.2.
+const WEBSOCKET_EXTENSIONS: &[u8] = b"sec-websocket-extensions";
 
 /// Names that [`Stripped`] holds. Further ones set [`Stripped::truncated`].
 const STRIPPED_MAX: usize = 32;

@@ -2,9 +2,12 @@
 //!
 //! The searcher works on one contiguous piece at a time. Whoever streams keeps the last
 //! [`Scrubber::unfinished`] bytes of a piece back, so that no hit straddles two pieces, and so that
-//! nothing waits that cannot be the start of one. What replaces a hit is the caller's choice.
+//! nothing waits that cannot be the start of one; [`Sieve`](crate::sieve::Sieve) does that. What
+//! replaces a hit is the caller's choice.
 //!
 //! It lacks decompression: a body that arrives compressed is searched as it is.
+
+mod escape;
 
 use core::fmt;
 use core::ops::Range;
@@ -12,6 +15,7 @@ use core::ops::Range;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::target;
+use escape::{ESCAPE_BYTES_MAX, Escape, INTRODUCERS};
 
 /// Searches for any of a set of needles. They, and the tables made of them, are overwritten when it
 /// is dropped.
@@ -19,6 +23,10 @@ use crate::target;
 /// The search is Wu and Manber's: a window as long as the shortest needle slides over the input, and
 /// a table says, by the window's last three bytes, how far it may move at once. A key of 40 bytes is
 /// thus searched for by looking at about every thirtieth byte, in all its forms at once.
+///
+/// No list of needles holds every mixture of escaped characters and bare ones, so a second search
+/// ([`of_secrets`](Self::of_secrets)) looks at escapes alone: the first one in a disguised secret
+/// stands for one of its characters, and what goes before stands bare.
 pub struct Scrubber {
     /// Longest first, no duplicates, each at least [`NEEDLE_BYTES_MIN`] long.
     needles: Vec<Zeroizing<Vec<u8>>>,
@@ -27,6 +35,14 @@ pub struct Scrubber {
     shifts: Zeroizing<Vec<u8>>,
     /// Bytes of the window: the shortest needle's length, at most [`WINDOW_BYTES_MAX`].
     window: usize,
+    /// Those needles that are found with any of their characters escaped, too.
+    disguised: Vec<Zeroizing<Vec<u8>>>,
+    /// By byte: whether one of `disguised` contains it; else an escape of it is of no interest.
+    contained: Zeroizing<Vec<bool>>,
+    /// By byte: whether a needle or a disguised secret may begin with it.
+    begins: Zeroizing<Vec<bool>>,
+    /// No needle contains a line's end, so none reaches over one.
+    ends_with_line: bool,
 }
 
 impl Scrubber {
@@ -34,11 +50,36 @@ impl Scrubber {
     /// be found everywhere.
     #[must_use]
     pub fn new(needles: &[&[u8]]) -> Self {
-        let mut needles: Vec<Zeroizing<Vec<u8>>> = needles
-            .iter()
-            .filter(|needle| needle.len() >= NEEDLE_BYTES_MIN)
-            .map(|needle| Zeroizing::new(needle.to_vec()))
-            .collect();
+        let owned = |needle: &&[u8]| Zeroizing::new(needle.to_vec());
+        Self::searching(needles.iter().map(owned).collect(), Vec::new())
+    }
+
+    /// A searcher for secrets in all their [`forms`], and for further renderings of them. The secrets,
+    /// their base64 and the renderings are found with any of their characters escaped, too. What is
+    /// under 4 bytes is left out, as above.
+    #[must_use]
+    pub fn of_secrets(secrets: &[&[u8]], renderings: &[&[u8]]) -> Self {
+        let mut needles: Vec<Zeroizing<Vec<u8>>> = Vec::new();
+        let mut disguised: Vec<Zeroizing<Vec<u8>>> = Vec::new();
+        for secret in secrets {
+            needles.extend(forms(secret).into_iter().map(Zeroizing::new));
+            disguised.extend(base64_forms(secret).into_iter().map(Zeroizing::new));
+        }
+        for text in secrets.iter().chain(renderings) {
+            disguised.push(Zeroizing::new(text.to_vec()));
+            needles.push(Zeroizing::new(text.to_vec()));
+        }
+        Self::searching(needles, disguised)
+    }
+
+    fn searching(
+        mut needles: Vec<Zeroizing<Vec<u8>>>,
+        mut disguised: Vec<Zeroizing<Vec<u8>>>,
+    ) -> Self {
+        needles.retain(|needle| needle.len() >= NEEDLE_BYTES_MIN);
+        disguised.retain(|needle| needle.len() >= NEEDLE_BYTES_MIN);
+        disguised.sort_unstable_by(|a, b| a.cmp(b));
+        disguised.dedup();
         needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         needles.dedup();
         let window = needles
@@ -54,19 +95,70 @@ impl Scrubber {
                 *shift = (*shift).min((window - BLOCK_BYTES - at) as u8);
             }
         }
+        let mut contained = Zeroizing::new(vec![false; 256]);
+        let mut begins = Zeroizing::new(vec![false; 256]);
+        for &byte in disguised.iter().flat_map(|needle| needle.iter()) {
+            contained[usize::from(byte)] = true;
+        }
+        for needle in &needles {
+            begins[usize::from(needle[0])] = true;
+        }
+        if !disguised.is_empty() {
+            for introducer in INTRODUCERS {
+                begins[usize::from(introducer)] = true;
+            }
+        }
+        let ends_with_line = needles.iter().all(|needle| !needle.contains(&b'\n'));
         Self {
             needles,
             shifts,
             window,
+            disguised,
+            contained,
+            begins,
+            ends_with_line,
         }
     }
 
     /// The first hit; of several that start there, the longest.
     #[must_use]
     pub fn find(&self, hay: &[u8]) -> Option<Range<usize>> {
+        let bare = self.find_needle(hay, 0);
+        // Behind the first hit none is the first.
+        let end = bare.as_ref().map_or(hay.len(), |bare| bare.start);
+        self.find_disguised(hay, 0, end).or(bare)
+    }
+
+    /// Every hit, in order; those that overlap are one. `hits` is cleared first.
+    pub fn find_all(&self, hay: &[u8], hits: &mut Vec<Range<usize>>) {
+        hits.clear();
+        let mut at = 0;
+        while let Some(hit) = self.find_needle(hay, at) {
+            at = hit.end;
+            hits.push(hit);
+        }
+        let bare = hits.len();
+        at = 0;
+        while let Some(hit) = self.find_disguised(hay, at, hay.len()) {
+            at = hit.end;
+            hits.push(hit);
+        }
+        if hits.len() > bare {
+            hits.sort_unstable_by_key(|hit| hit.start);
+            hits.dedup_by(|later, earlier| {
+                let overlap = later.start < earlier.end;
+                if overlap {
+                    earlier.end = earlier.end.max(later.end);
+                }
+                overlap
+            });
+        }
+    }
+
+    fn find_needle(&self, hay: &[u8], from: usize) -> Option<Range<usize>> {
         // Made once: the table's length is then known to be what the hash gives.
         let shifts: &[u8; BLOCKS] = self.shifts[..].try_into().ok()?;
-        let mut end = self.window;
+        let mut end = from + self.window;
         while let Some(&[a, b, c]) = hay.get(end.wrapping_sub(BLOCK_BYTES)..end) {
             let shift = usize::from(shifts[block_hash([a, b, c])]);
             if shift == 0 {
@@ -82,22 +174,74 @@ impl Scrubber {
         None
     }
 
+    /// The first secret with an escape in it, of which that escape stands in `from..end`.
+    fn find_disguised(&self, hay: &[u8], from: usize, end: usize) -> Option<Range<usize>> {
+        if self.disguised.is_empty() {
+            return None;
+        }
+        let [percent, backslash, ampersand] = INTRODUCERS;
+        memchr::memchr3_iter(percent, backslash, ampersand, &hay[from..end])
+            .find_map(|at| self.disguised_at(hay, from, from + at))
+    }
+
+    /// A secret whose first escape stands at `at`, and which begins at `from` or later.
+    fn disguised_at(&self, hay: &[u8], from: usize, at: usize) -> Option<Range<usize>> {
+        let escape = Escape::read(&hay[at..]);
+        let readings = [escape.once, escape.twice];
+        for (character, _) in readings.into_iter().flatten() {
+            if !self.contained[usize::from(character)] {
+                continue;
+            }
+            for secret in &self.disguised {
+                // From the back: the hit that begins first.
+                for place in memchr::memrchr_iter(character, secret) {
+                    if at - from >= place
+                        && hay[at - place..at] == secret[..place]
+                        && let Disguise::Whole(length) = disguise(&secret[place..], &hay[at..])
+                    {
+                        return Some(at - place..at + length);
+                    }
+                }
+            }
+        }
+        None
+    }
+
     /// How many bytes at the end of `hay` could be the start of a hit that more input completes: the
-    /// bytes to hold back when streaming. Fewer than the longest needle has, and usually 0.
+    /// bytes to hold back when streaming. Fewer than [`hit_bytes_max`](Self::hit_bytes_max), usually
+    /// 0, and always 0 where a line has just ended.
     ///
     /// Meant for input in which [`find`](Self::find) finds nothing more.
     #[must_use]
     pub fn unfinished(&self, hay: &[u8]) -> usize {
-        let longest = self.needle_bytes_max().saturating_sub(1).min(hay.len());
-        let tail = &hay[hay.len() - longest..];
+        let longest = self.hit_bytes_max().saturating_sub(1).min(hay.len());
+        let mut tail = &hay[hay.len() - longest..];
+        if self.ends_with_line
+            && let Some(line_end) = memchr::memrchr(b'\n', tail)
+        {
+            tail = &tail[line_end + 1..];
+        }
         (0..tail.len())
             .find(|&at| {
                 let rest = &tail[at..];
-                self.needles
-                    .iter()
-                    .any(|needle| rest.len() < needle.len() && needle.starts_with(rest))
+                self.begins[usize::from(rest[0])] && self.may_become_hit(rest)
             })
             .map_or(0, |at| tail.len() - at)
+    }
+
+    fn may_become_hit(&self, rest: &[u8]) -> bool {
+        let bare =
+            |needle: &Zeroizing<Vec<u8>>| rest.len() < needle.len() && needle.starts_with(rest);
+        let disguised = |secret: &Zeroizing<Vec<u8>>| disguise(secret, rest) == Disguise::CutOff;
+        self.needles.iter().any(bare) || self.disguised.iter().any(disguised)
+    }
+
+    /// Bytes of the longest hit there can be, 0 if there is none.
+    #[must_use]
+    pub fn hit_bytes_max(&self) -> usize {
+        let longest = self.disguised.iter().map(|needle| needle.len()).max();
+        self.needle_bytes_max()
+            .max(ESCAPE_BYTES_MAX * longest.unwrap_or(0))
     }
 
     /// Whether there is nothing to find.
@@ -119,6 +263,41 @@ impl Scrubber {
             .find(|needle| hay.starts_with(needle))
             .map(|needle| &needle[..])
     }
+}
+
+/// How far input goes on as a secret does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disguise {
+    /// To its end, in so many bytes.
+    Whole(usize),
+    /// The input ends first.
+    CutOff,
+    /// It is something else.
+    Other,
+}
+
+/// Compares the beginning of `input` with `secret`, any of whose characters may be escaped.
+fn disguise(secret: &[u8], input: &[u8]) -> Disguise {
+    let mut at = 0;
+    for &expected in secret {
+        let rest = &input[at..];
+        let Some(&byte) = rest.first() else {
+            return Disguise::CutOff;
+        };
+        let escape = if INTRODUCERS.contains(&byte) {
+            Escape::read(rest)
+        } else {
+            Escape::default()
+        };
+        let readings = [escape.twice, escape.once, Some((byte, 1))];
+        let fits = |(character, _): &(u8, usize)| *character == expected;
+        match readings.into_iter().flatten().find(fits) {
+            Some((_, length)) => at += length,
+            None if escape.unfinished => return Disguise::CutOff,
+            None => return Disguise::Other,
+        }
+    }
+    Disguise::Whole(at)
 }
 
 impl fmt::Debug for Scrubber {
@@ -164,12 +343,16 @@ pub fn forms(secret: &[u8]) -> Vec<Vec<u8>> {
     for escapes in [QUOTED, JSON_SLASH, JSON_UNICODE, HTML, HTML_NUMERIC] {
         note(escaped(secret, escapes));
     }
-    for alphabet in [b"+/", b"-_"] {
-        for offset in 0..3 {
-            note(base64_inner(secret, offset, *alphabet));
-        }
-    }
+    base64_forms(secret).into_iter().for_each(note);
     forms
+}
+
+/// In its three alignments, in both alphabets.
+fn base64_forms(secret: &[u8]) -> Vec<Vec<u8>> {
+    let alphabets = [b"+/", b"-_"].into_iter();
+    alphabets
+        .flat_map(|last_two| (0..3).map(|offset| base64_inner(secret, offset, *last_two)))
+        .collect()
 }
 
 /// Bytes, and what stands for each.
@@ -208,9 +391,6 @@ const HTML_NUMERIC: Escapes = &[
     (b'\'', "&#39;"),
     (b'+', "&#43;"),
 ];
-
-/// Bytes of the longest escape in the tables above.
-const ESCAPE_BYTES_MAX: usize = 6;
 
 fn escaped(secret: &[u8], escapes: Escapes) -> Vec<u8> {
     // Room for the longest escape everywhere: growing would leave a copy behind.

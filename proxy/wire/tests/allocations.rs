@@ -69,6 +69,7 @@ fn a_warm_exchange_allocates_nothing() {
             framing: framing::of_request(&head).expect("one length"),
             upgrade: None,
             expect_continue: false,
+            searched: false,
             lines: &[b"CDN-Loop: ours\r\n"],
         };
         rewrite::request(&head, &edit, &mut plan);

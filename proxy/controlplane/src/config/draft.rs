@@ -103,6 +103,8 @@ pub struct RouteDraft {
     pub audit_required: bool,
     /// Whether an `Idempotency-Key` permits a second try.
     pub retry_with_idempotency_key: bool,
+    /// What becomes of an answer that contains the key.
+    pub on_echo: policy::OnEcho,
     /// `u64::MAX` is no limit.
     pub body_bytes_max: u64,
     /// Its own limit, or its preset's.

@@ -592,6 +592,8 @@ pub struct Route {
     pub audit: Option<Written<AuditMode>>,
     /// Whether a POST or PATCH with an `Idempotency-Key` is sent again, as a GET is, where a re-used connection was closed before an answer. Only for an upstream that honours that header. Default: `false`.
     pub retry_with_idempotency_key: Option<Written<bool>>,
+    /// What becomes of an answer that contains the key: `"redact"` overwrites the key, `"block"` answers 502 or cuts what is under way, `"report"` passes it on. It is counted and recorded in each case. Default: `"redact"`.
+    pub on_echo: Option<Written<OnEcho>>,
     /// The largest request body. Past it the answer is 413. Default: `"unlimited"`.
     pub body_bytes_max: Option<Written<Size>>,
     /// From the end of a request to the end of the response head. Past it the answer is 504. Default: the upstream's.
@@ -607,6 +609,19 @@ pub enum AuditMode {
     Required,
     /// It does not; losses are counted.
     BestEffort,
+}
+
+/// What becomes of an answer that contains the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum OnEcho {
+    /// The key is overwritten.
+    Redact,
+    /// The answer is refused or cut.
+    Block,
+    /// The answer passes as it is.
+    Report,
 }
 
 // ---- Reading ---------------------------------------------------------------

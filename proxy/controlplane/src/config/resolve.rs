@@ -38,8 +38,8 @@ use crate::pki::{
     load_certified_key, server_config,
 };
 
-/// Shorter keys can be guessed, and are hard to tell from chance in a response.
-const SECRET_BYTES_SHORT: usize = 16;
+/// Shorter keys can be guessed, and cannot be told from chance in an answer.
+const SECRET_BYTES_SHORT: usize = policy::credential::SCRUB_BYTES_MIN;
 
 /// Random bytes of the loop token: two instances must not share one by chance.
 const LOOP_TOKEN_BYTES: usize = 12;
@@ -322,7 +322,7 @@ impl Resolver<'_> {
             self.push(
                 Problem::warning(format!("the key of {} is shorter than {SECRET_BYTES_SHORT} bytes", quote(&draft.name)))
                     .at(draft.place.clone())
-                    .cure("see whether the right file is named; a key that short can be guessed, and may not be found when it comes back in a response"),
+                    .cure("see whether the right file is named; a key that short can be guessed, and is not searched for in what the upstream answers"),
             );
         }
         for injection in injections {
@@ -976,6 +976,7 @@ impl Resolver<'_> {
             refused: draft.refused.clone(),
             audit_required: draft.audit_required,
             retry_with_idempotency_key: draft.retry_with_idempotency_key,
+            on_echo: draft.on_echo,
             body_bytes_max: draft.body_bytes_max,
             response_head_timeout: draft.response_head_timeout,
         })

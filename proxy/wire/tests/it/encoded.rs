@@ -3,15 +3,13 @@
 use wire::framing::BodyFraming;
 use wire::head::{HeadLimits, Parse, ResponseHead};
 use wire::rewrite::{self, Plan, ResponseEdit};
-use wire::scrub::{self, Scrubber};
+use wire::scrub::Scrubber;
 
 const KEY: &[u8] = b"EV/il+key=0123";
 
 #[track_caller]
 fn check(location: &str, expected: &str, hits: usize) {
-    let forms = scrub::forms(KEY);
-    let needles: Vec<&[u8]> = forms.iter().map(Vec::as_slice).collect();
-    let scrubber = Scrubber::new(&needles);
+    let scrubber = Scrubber::of_secrets(&[KEY], &[]);
     let mut head = ResponseHead::new();
     head.buffer().extend_from_slice(
         format!("HTTP/1.1 302 Found\r\nLocation: {location}\r\n\r\n").as_bytes(),

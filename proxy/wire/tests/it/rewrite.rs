@@ -22,6 +22,7 @@ struct Case<'a> {
     framing: Option<BodyFraming>,
     upgrade: Option<&'a str>,
     expect_continue: bool,
+    searched: bool,
     lines: &'a [&'a [u8]],
 }
 
@@ -37,6 +38,7 @@ const PLAIN: Case<'static> = Case {
     framing: None,
     upgrade: None,
     expect_continue: false,
+    searched: false,
     lines: &[],
 };
 
@@ -64,6 +66,7 @@ fn edit(case: &Case<'_>, input: &str) -> (String, Vec<String>, Vec<Piece>) {
             .unwrap_or_else(|| framing::of_request(&head).expect("clear framing")),
         upgrade: case.upgrade.map(str::as_bytes),
         expect_continue: case.expect_continue,
+        searched: case.searched,
         lines: case.lines,
     };
     let externals = [
@@ -482,6 +485,7 @@ fn the_record_of_what_was_stripped_is_bounded() {
         framing: BodyFraming::None,
         upgrade: None,
         expect_continue: false,
+        searched: false,
         lines: &[],
     };
     let mut plan = Plan::new();

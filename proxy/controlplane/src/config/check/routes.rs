@@ -127,6 +127,11 @@ impl Checker<'_> {
                     .retry_with_idempotency_key
                     .as_ref()
                     .is_some_and(|retry| retry.value),
+                on_echo: match fields.on_echo.as_ref().map(|written| written.value) {
+                    None | Some(file::OnEcho::Redact) => policy::OnEcho::Redact,
+                    Some(file::OnEcho::Block) => policy::OnEcho::Block,
+                    Some(file::OnEcho::Report) => policy::OnEcho::Report,
+                },
                 body_bytes_max: fields
                     .body_bytes_max
                     .as_ref()
