@@ -37,10 +37,10 @@ pub struct Scrubber {
     window: usize,
     /// Those needles that are found with any of their characters escaped, too.
     disguised: Vec<Zeroizing<Vec<u8>>>,
-    /// By byte: whether one of `disguised` contains it; else an escape of it is of no interest.
-    contained: Zeroizing<Vec<bool>>,
-    /// By byte: whether a needle or a disguised secret may begin with it.
-    begins: Zeroizing<Vec<bool>>,
+    /// By character: which of `disguised` contain it, and where, the last place first.
+    places: ByByte,
+    /// By first byte: which of `needles` begin with it, and 1 for those that `disguised` has too.
+    beginnings: ByByte,
     /// No needle contains a line's end, so none reaches over one.
     ends_with_line: bool,
 }
@@ -95,27 +95,26 @@ impl Scrubber {
                 *shift = (*shift).min((window - BLOCK_BYTES - at) as u8);
             }
         }
-        let mut contained = Zeroizing::new(vec![false; 256]);
-        let mut begins = Zeroizing::new(vec![false; 256]);
-        for &byte in disguised.iter().flat_map(|needle| needle.iter()) {
-            contained[usize::from(byte)] = true;
-        }
-        for needle in &needles {
-            begins[usize::from(needle[0])] = true;
-        }
-        if !disguised.is_empty() {
-            for introducer in INTRODUCERS {
-                begins[usize::from(introducer)] = true;
-            }
-        }
+        let places = disguised.iter().enumerate().flat_map(|(index, needle)| {
+            let places = needle.iter().enumerate().rev();
+            places.map(move |(place, &byte)| (byte, [index as u32, place as u32]))
+        });
+        let places = ByByte::new(places);
+        let beginnings = needles.iter().enumerate().map(|(at, needle)| {
+            let is_disguised = disguised
+                .binary_search_by(|known| known.cmp(needle))
+                .is_ok();
+            (needle[0], [at as u32, u32::from(is_disguised)])
+        });
+        let beginnings = ByByte::new(beginnings);
         let ends_with_line = needles.iter().all(|needle| !needle.contains(&b'\n'));
         Self {
             needles,
             shifts,
             window,
             disguised,
-            contained,
-            begins,
+            places,
+            beginnings,
             ends_with_line,
         }
     }
@@ -189,18 +188,14 @@ impl Scrubber {
         let escape = Escape::read(&hay[at..]);
         let readings = [escape.once, escape.twice];
         for (character, _) in readings.into_iter().flatten() {
-            if !self.contained[usize::from(character)] {
-                continue;
-            }
-            for secret in &self.disguised {
-                // From the back: the hit that begins first.
-                for place in memchr::memrchr_iter(character, secret) {
-                    if at - from >= place
-                        && hay[at - place..at] == secret[..place]
-                        && let Disguise::Whole(length) = disguise(&secret[place..], &hay[at..])
-                    {
-                        return Some(at - place..at + length);
-                    }
+            // From the back: the hit that begins first.
+            for &[index, place] in self.places.of(character) {
+                let (needle, place) = (&self.disguised[index as usize], place as usize);
+                if at - from >= place
+                    && hay[at - place..at] == needle[..place]
+                    && let Disguise::Whole(length) = disguise(&needle[place..], &hay[at..])
+                {
+                    return Some(at - place..at + length);
                 }
             }
         }
@@ -214,26 +209,36 @@ impl Scrubber {
     /// Meant for input in which [`find`](Self::find) finds nothing more.
     #[must_use]
     pub fn unfinished(&self, hay: &[u8]) -> usize {
-        let longest = self.hit_bytes_max().saturating_sub(1).min(hay.len());
-        let mut tail = &hay[hay.len() - longest..];
-        if self.ends_with_line
-            && let Some(line_end) = memchr::memrchr(b'\n', tail)
-        {
-            tail = &tail[line_end + 1..];
+        let tail_of = |longest: usize| {
+            let tail = &hay[hay.len() - longest.saturating_sub(1).min(hay.len())..];
+            let line_end = memchr::memrchr(b'\n', tail).filter(|_| self.ends_with_line);
+            line_end.map_or(tail, |at| &tail[at + 1..])
+        };
+        let mut tail = tail_of(self.hit_bytes_max());
+        if tail.is_empty() {
+            return 0;
+        }
+        let [percent, backslash, ampersand] = INTRODUCERS;
+        if memchr::memchr3(percent, backslash, ampersand, tail).is_none() {
+            // Nothing is disguised here, and bare needles are shorter.
+            tail = tail_of(self.needle_bytes_max());
         }
         (0..tail.len())
-            .find(|&at| {
-                let rest = &tail[at..];
-                self.begins[usize::from(rest[0])] && self.may_become_hit(rest)
-            })
+            .find(|&at| self.may_become_hit(&tail[at..]))
             .map_or(0, |at| tail.len() - at)
     }
 
     fn may_become_hit(&self, rest: &[u8]) -> bool {
-        let bare =
-            |needle: &Zeroizing<Vec<u8>>| rest.len() < needle.len() && needle.starts_with(rest);
-        let disguised = |secret: &Zeroizing<Vec<u8>>| disguise(secret, rest) == Disguise::CutOff;
-        self.needles.iter().any(bare) || self.disguised.iter().any(disguised)
+        let cut_off = |needle: &[u8]| disguise(needle, rest) == Disguise::CutOff;
+        if INTRODUCERS.contains(&rest[0]) && self.disguised.iter().any(|needle| cut_off(needle)) {
+            return true;
+        }
+        let beginnings = self.beginnings.of(rest[0]).iter();
+        beginnings.copied().any(|[index, is_disguised]| {
+            let needle = &self.needles[index as usize];
+            rest.len() < needle.len() && needle.starts_with(rest)
+                || is_disguised == 1 && cut_off(needle)
+        })
     }
 
     /// Bytes of the longest hit there can be, 0 if there is none.
@@ -262,6 +267,43 @@ impl Scrubber {
             .iter()
             .find(|needle| hay.starts_with(needle))
             .map(|needle| &needle[..])
+    }
+}
+
+/// Pairs by byte, overwritten when dropped: they tell the needles.
+struct ByByte {
+    /// Where each byte's pairs begin, and where the last ones end.
+    starts: Zeroizing<Vec<u32>>,
+    pairs: Zeroizing<Vec<[u32; 2]>>,
+}
+
+impl ByByte {
+    /// The pairs of a byte keep their order.
+    fn new(pairs: impl Iterator<Item = (u8, [u32; 2])> + Clone) -> Self {
+        let mut starts = Zeroizing::new(vec![0u32; 257]);
+        for (byte, _) in pairs.clone() {
+            starts[usize::from(byte) + 1] += 1;
+        }
+        for at in 1..starts.len() {
+            starts[at] += starts[at - 1];
+        }
+        // Filled in place: a vector that grows leaves copies behind.
+        let mut next = Zeroizing::new(starts.to_vec());
+        let mut sorted = Zeroizing::new(vec![[0; 2]; starts[256] as usize]);
+        for (byte, pair) in pairs {
+            let next = &mut next[usize::from(byte)];
+            sorted[*next as usize] = pair;
+            *next += 1;
+        }
+        Self {
+            starts,
+            pairs: sorted,
+        }
+    }
+
+    fn of(&self, byte: u8) -> &[[u32; 2]] {
+        let at = usize::from(byte);
+        &self.pairs[self.starts[at] as usize..self.starts[at + 1] as usize]
     }
 }
 
