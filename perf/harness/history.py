@@ -80,17 +80,17 @@ def read(path=PATH):
 
 
 def published(all_lines, commit=None, needed=()):
-    """The lines that tables are made of: all of one machine and one commit, of each scenario its last run.
+    """The lines that tables are made of: all of one machine and the same programs, of each scenario its last run.
 
-    Figures of different machines do not compare, nor do those of different programs. So one machine and commit is
-    chosen, and all else is left out: the newest at which each scenario of `needed` was measured with a clean tree;
-    or else the newest with a clean tree; or else the newest, whose lines are `dirty` and shown to be. Runs of another
+    Figures of different machines do not compare, nor do those of different programs. So one machine and set of programs
+    is chosen, and all else is left out: the newest with which each scenario of `needed` was measured from a clean tree;
+    or else the newest from a clean tree; or else the newest, whose lines are `dirty` and shown to be. Runs of another
     size, and scenarios that were interrupted, count nowhere. With `commit` only those of that commit are looked at.
     """
     places = {}
     for line in all_lines:
         if whole(line) and (commit is None or line["commit"].startswith(commit)):
-            places.setdefault((line["machine"], line["commit"], line["dirty"]), []).append(line)
+            places.setdefault((line["machine"], programs(line), line["dirty"]), []).append(line)
 
     def merit(place):
         labels = {line["scenario"] for line in places[place]}
@@ -99,6 +99,13 @@ def published(all_lines, commit=None, needed=()):
         return clean, clean and complete, max(line["time"] for line in places[place])
 
     return latest(places[max(places, key=merit)]) if places else []
+
+
+def programs(line):
+    """What was measured: the programs that were built, byte for byte. A commit that mends a measure and leaves these
+    alone needs no new run of all others. Lines from before the programs were noted have their commit."""
+    built = line.get("binaries")
+    return tuple(sorted((name, one["sha256"]) for name, one in built.items())) if built else line["commit"]
 
 
 def whole(line):

@@ -4,7 +4,7 @@
   perf/render --write      also writes the tables between their markers in the documents
   perf/render --check      writes nothing; exit code 1 if the documents' tables are not what the history says
 
-All figures are of one machine and one commit, the newest that was measured in full with nothing changed; of each
+All figures are of one machine and the same programs, the newest that were measured in full with nothing changed; of each
 scenario the last run counts, and only that. Figures of different runs do not compare.
 """
 
@@ -69,7 +69,7 @@ def main():
             raise CannotMeasure(f"{arguments.history} has no results"
                                 + (f" of commit {arguments.commit}" if arguments.commit else ""))
         if others := left_out(everything, lines):
-            print(f"perf/render: not of {lines[0]['machine']} at commit {lines[0]['commit']}, and so left out: "
+            print(f"perf/render: not of {lines[0]['machine']} with the programs of {lines[0]['commit']}, and so left out: "
                   f"{', '.join(others)}", file=sys.stderr)
         if arguments.check or arguments.write:
             stale = documents(lines, write=arguments.write)
@@ -277,10 +277,11 @@ def pick(lines, scenario, at, name):
 
 
 def machine_lines(lines):
-    """Where and when: the one machine and commit that all figures come from, and the programs."""
+    """Where and when: the one machine that all figures come from, and the programs."""
     first = lines[0]
+    commits = list(dict.fromkeys(line["commit"] for line in sorted(lines, key=lambda line: line["time"])))
     days = sorted({line["time"][:10] for line in lines})
-    shown = [f"- {first['machine']}; commit `{first['commit']}`"
+    shown = [f"- {first['machine']}; commit {' and '.join(f'`{commit}`' for commit in commits)}"
              f"{' with changes that no commit has' if first['dirty'] else ''}, "
              f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}"]
     versions = {}

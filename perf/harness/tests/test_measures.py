@@ -9,7 +9,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from harness import bench, compare, contender, history, idle, machine, measures, scenario, slowdown, tables
+from harness import bench, compare, contender, history, idle, machine, measures, render, scenario, slowdown, tables
 from harness.contender import CannotMeasure
 
 
@@ -287,6 +287,16 @@ class History(unittest.TestCase):
         # The newest that has all of them counts, though single scenarios were measured later.
         self.assertEqual(history.published(lines, needed=["a", "b"]), lines[:2])
         self.assertEqual(history.published([], needed=["a"]), [])
+
+    def test_the_same_programs_may_be_measured_at_two_commits(self):
+        built = {"claviger": {"sha256": "one", "built": 1}}
+        rebuilt = {"claviger": {"sha256": "two", "built": 1}}
+        lines = [self.line("a", "1", binaries=built), self.line("b", "2", "def", binaries={**built}),
+                 self.line("b", "3", "ghi", binaries=rebuilt)]
+        self.assertEqual(history.published(lines, needed=["a", "b"]), lines[:2])
+        self.assertEqual(history.published(lines), lines[2:])
+        shown = render.machine_lines([{**line, "contender": "claviger", "version": "1"} for line in lines[:2]])
+        self.assertIn("commit `abc` and `def`", shown)
 
     def test_a_clean_tree_goes_before_a_newer_changed_one(self):
         lines = [self.line("a", "1"), self.line("a", "2", "def", dirty=True), self.line("b", "2", "def", dirty=True)]
