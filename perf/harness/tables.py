@@ -119,7 +119,9 @@ def remarks(line):
     if line.get("judge_bound"):
         found.append("judge-bound")
     if line.get("starved"):
-        found.append("starved: its core was busy with others")
+        # One request at a time: everybody waits for the others, and nobody can be at a limit.
+        alone = line["scenario"] == "growth-connections" and line.get("at") == 1
+        found.append("one at a time: nobody is at a limit" if alone else "starved: its core was busy with others")
     if line.get("shared_core"):
         found.append("shares a core with the load")
     if line.get("valid") is False:

@@ -68,6 +68,9 @@ class Reading(unittest.TestCase):
             one = {**measures.figures("nginx", document()), "proxy_core_busy": busy, "load_core_busy": load}
             row, = measures.rows(Bench, scenario.load("saturated"), {"nginx": [one]})
             self.assertEqual(row.marks.get("starved"), starved)
+        starved = {"scenario": "growth-connections", "at": 32, "starved": True}
+        self.assertIn("starved", tables.remarks(starved)[0])
+        self.assertNotIn("starved", tables.remarks({**starved, "at": 1})[0])
 
     def test_a_body_is_counted_in_gigabytes(self):
         found = measures.bulk("nginx", document(), 10_000_000)
