@@ -59,10 +59,17 @@ fn peers() {
         let same = standings.iter().filter(|&&one| one == Standing::Same);
         let (same, rows) = (same.count(), table.cases.len());
         // A peer that was set up wrongly would hold hardly any.
-        assert!(same * 2 > rows, "{name} does the same in {same} of {rows} rows");
+        assert!(
+            same * 2 > rows,
+            "{name} does the same in {same} of {rows} rows"
+        );
         columns.push((*name, standings));
     }
-    assert!(!columns.is_empty(), "CONFORMANCE_PEERS={wanted:?} names none of {:?}", PEERS.map(|(name, _)| name));
+    assert!(
+        !columns.is_empty(),
+        "CONFORMANCE_PEERS={wanted:?} names none of {:?}",
+        PEERS.map(|(name, _)| name)
+    );
     let report = report(&table, &columns);
     println!("{report}");
     if let Ok(path) = std::env::var("CONFORMANCE_REPORT") {
