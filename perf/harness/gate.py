@@ -170,18 +170,38 @@ def measurer(options, held, rounds=None):
 # ---- Is it steady, and does it see? -----------------------------------------
 
 
+# Runs of a study that may fail, and are repeated, before it is given up.
+STUDY_FAILURES_MAX = 3
+
+
 def study(options, held, arguments):
     """Runs the gate many times, and says of each ceiling whether it would go red by chance, and what it would miss."""
     values = {one.name: [] for one in held}
+    kept = Path(arguments.values) if arguments.values else None
+    if kept and kept.exists():
+        # It was cut off: what was measured counts.
+        values.update({name: found for name, found in json.loads(kept.read_text()).items() if name in values})
     times = []
-    for number in range(arguments.study):
+    failures = 0
+    for number in range(max(map(len, values.values())), arguments.study):
         began = time.monotonic()
-        for verdict in judge(held, measurer(options, held), retry=False, say=lambda _: None):
+        while True:
+            try:
+                verdicts = list(judge(held, measurer(options, held), retry=False, say=lambda _: None))
+                break
+            except CannotMeasure as reason:
+                failures += 1
+                print(f"  run {number + 1} could not be measured: {reason}", flush=True)
+                if failures > STUDY_FAILURES_MAX:
+                    raise
+        for verdict in verdicts:
             if verdict.value is not None:
                 values[verdict.ceiling.name].append(verdict.value)
             if verdict.errors:
                 print(f"  run {number + 1}: {verdict.shown()}")
         times.append(time.monotonic() - began)
+        if kept:
+            kept.write_text(json.dumps(values, indent=1) + "\n")
         print(f"  run {number + 1} of {arguments.study}, {times[-1]:.0f} s: "
               + ", ".join(f"{name} {found[-1]:.3f}" for name, found in values.items() if found), flush=True)
     print(f"\n{machine.summary()}, {arguments.study} runs of {statistics.median(times):.0f} s\n")
@@ -195,8 +215,6 @@ def study(options, held, arguments):
         text = ceilings.PATH.read_text()
         ceilings.PATH.write_text(ceilings.updated(text, studied))
         print(f"\nwritten to {ceilings.PATH}")
-    if arguments.values:
-        Path(arguments.values).write_text(json.dumps(values, indent=1) + "\n")
     return 0
 
 
@@ -341,7 +359,7 @@ def parse_args():
     parser.add_argument("--study", type=int, metavar="N", help="run N times, and report how steady each figure is")
     parser.add_argument("--update", action="store_true",
                         help="with --study: write noise and ceilings to perf/ceilings.toml")
-    parser.add_argument("--values", metavar="FILE", help="with --study: all values, as JSON")
+    parser.add_argument("--values", metavar="FILE", help="with --study: all values, as JSON; a study that was cut off goes on from there")
     parser.add_argument("--prove", type=float, nargs="?", const=PROVED_PERCENT, metavar="PERCENT",
                         help="make each dearer on purpose, to so much above its ceiling "
                              f"({PROVED_PERCENT:g} unless told otherwise), and expect red")

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import signal
 import socket
 import ssl
@@ -435,23 +434,12 @@ def stop(process):
         process.stdout.close()
 
 
-def free_port():
-    """A port that is free, outside of the range from which the kernel hands out ports by itself."""
-    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as given:
-        first, last = map(int, given.read().split())
-    candidates = [port for port in range(10_000, 65_000) if not first <= port <= last] or [0]
-    while True:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", random.choice(candidates)))
-            return probe.getsockname()[1]
-
-
 def job_for(work, api, tls, routes=1, key=KEY, cpu=None):
     """A job whose API is `api` and whose own certificate is the one of `tls`."""
     work.mkdir(mode=0o700)
     cpu = min(os.sched_getaffinity(0)) if cpu is None else cpu
     return Job(
-        dir=work, port=free_port(), host=HOST, upstream_port=api.port, ca=api.ca, cert=tls.cert, cert_key=tls.cert_key,
+        dir=work, port=machine.free_port(), host=HOST, upstream_port=api.port, ca=api.ca, cert=tls.cert, cert_key=tls.cert_key,
         bundle=tls.bundle, key=key, key_file=write_private(work / "key", key), cpu=cpu, workers=1, cpus=[cpu],
         routes=routes, user=current_user() if os.geteuid() == 0 else None,
     )

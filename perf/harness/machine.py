@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import platform
+import random
 import resource
 import signal
 import socket
@@ -172,10 +173,18 @@ def alone(lock):
 
 
 def free_port():
-    """A port that is free now. Nothing else on this machine should be starting servers."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free, outside of the range from which the kernel hands out ports by itself.
+
+    Within it a connect to a port on which nothing listens yet may get that very port as its own, and be connected with
+    itself: then a program that has not started seems to accept.
+    """
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as given:
+        first, last = map(int, given.read().split())
+    candidates = [port for port in range(10_000, 65_000) if not first <= port <= last] or [0]
+    while True:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", random.choice(candidates)))
+            return probe.getsockname()[1]
 
 
 def pin(pid, cpus):
