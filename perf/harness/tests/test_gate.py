@@ -1,7 +1,11 @@
+import argparse
 import contextlib
 import dataclasses
 import io
+import json
+import tempfile
 import unittest
+from pathlib import Path
 from unittest import mock
 
 from harness import ceilings, gate, measures, slowdown
@@ -197,6 +201,27 @@ class Gate(unittest.TestCase):
 
                 verdict, = gate.judge([one], run, say=self.said.append)
                 self.assertEqual((verdict.red, verdict.attempts), (red, 2 if red else 1), one.name)
+
+    def test_a_study_that_was_cut_off_goes_on_and_one_bad_run_does_not_end_it(self):
+        outcomes = [0.64, CannotMeasure("no answer"), 0.66]
+
+        def judged(*_, **__):
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, CannotMeasure):
+                raise outcome
+            return [gate.Verdict(self.held[0], outcome)]
+
+        with tempfile.TemporaryDirectory() as directory, mock.patch.object(gate, "judge", judged), \
+                contextlib.redirect_stdout(io.StringIO()) as said:
+            values = Path(directory) / "values.json"
+            values.write_text(json.dumps({"cpu": [0.61, 0.62], "gone": [1.0]}))
+            arguments = argparse.Namespace(study=4, values=str(values), update=False)
+            self.assertEqual(gate.study(None, self.held[:1], arguments), 0)
+            self.assertEqual(json.loads(values.read_text()), {"cpu": [0.61, 0.62, 0.64, 0.66]})
+            self.assertIn("run 4 could not be measured: no answer", said.getvalue())
+            outcomes[:] = [CannotMeasure("no answer")] * (gate.STUDY_FAILURES_MAX + 1)
+            with self.assertRaises(CannotMeasure):
+                gate.study(None, self.held[:1], argparse.Namespace(study=5, values=str(values), update=False))
 
     def test_a_study_says_what_it_saw(self):
         text = gate.steadiness(self.held[0], [0.64, 0.65, 0.66] * 6)

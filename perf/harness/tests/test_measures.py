@@ -58,6 +58,11 @@ class Reading(unittest.TestCase):
         self.assertEqual(measures.absolute(document(errors_total=9, errors={"unsent": 8, "tls": 1})["targets"][0], 8)["errors"],
                          [1])
 
+    def test_a_port_is_not_one_that_the_kernel_gives_to_whoever_connects(self):
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as given:
+            first, last = map(int, given.read().split())
+        self.assertFalse([port for port in (machine.free_port() for _ in range(50)) if first <= port <= last])
+
     def test_a_contender_whose_core_others_use_is_marked(self):
         class Bench:
             running = {"nginx": measures.Row("", "", "nginx", "1", {})}
