@@ -21,7 +21,7 @@ use crate::core::{Core, Desk};
 use crate::forward::{self, Sent};
 use crate::ledger::Draft;
 use crate::pool::{self, Lease, LeaseError, Purpose};
-use crate::relay::{Body, BodyError, BodyReader, BodyWriter, Search};
+use crate::relay::{Body, BodyError, BodyReader, BodyWriter, Pace, Search};
 use crate::respond::{self, Problem};
 use crate::transport::{Filled, Incoming, Outgoing, Transport};
 use crate::tunnel::{self, Screen};
@@ -273,7 +273,7 @@ const REQUEST_BODY_TIMEOUT: Problem = Problem::new(
     408,
     "request_body_timeout",
     Refuser::Caller,
-    "The request body did not arrive in time (read_timeout).",
+    "The request body did not arrive in time (read_timeout, body_rate_min).",
 );
 
 /// Counts an exchange as open for as long as it lives.
@@ -561,6 +561,7 @@ impl Exchange<'_> {
         let uploaded = Cell::new(Upload::UnderWay);
         let awaiting = Cell::new(true);
         let route = permit.route();
+        let server = self.core.view().limits;
         let mut body = Body {
             reader: BodyReader::new(framing),
             writer: if framing == BodyFraming::Chunked {
@@ -570,6 +571,7 @@ impl Exchange<'_> {
             },
             bytes: 0,
             bytes_max: route.body_bytes_max,
+            pace: Pace::new(server.body_rate_min, server.head_timeout),
             strip_trailers: &route.strip_fields,
             search: None,
         };
@@ -853,6 +855,7 @@ impl Answer<'_, '_> {
             },
             bytes: 0,
             bytes_max: u64::MAX,
+            pace: None,
             strip_trailers: &self.permit.route().strip_fields,
             search: (self.permit.scrubber())
                 .map(|scrubber| Search::new(scrubber, self.permit.route().on_echo)),

@@ -71,10 +71,42 @@ pub struct Body<'r> {
     pub bytes: u64,
     /// Largest body allowed.
     pub bytes_max: u64,
+    /// How slowly it may come in.
+    pub pace: Option<Pace>,
     /// Trailer fields that are dropped, besides those that never pass.
     pub strip_trailers: &'r NameSet,
     /// What an upstream's body is searched with.
     pub search: Option<Search<'r>>,
+}
+
+/// The least rate at which a body must come in. A limit between two reads alone lets a caller hold an
+/// upstream's connection for as long as it likes, by a byte now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes per second.
+    rate_min: u64,
+    /// Waiting that is free.
+    grace_ms: u64,
+    /// Time spent waiting for the sender. What the receiver takes is not the sender's.
+    waited_ms: u64,
+}
+
+impl Pace {
+    /// At least `rate_min` bytes per second of waiting, after `grace` of it; 0 is any rate.
+    pub fn new(rate_min: u64, grace: Duration) -> Option<Self> {
+        (rate_min > 0).then_some(Self {
+            rate_min,
+            grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
+            waited_ms: 0,
+        })
+    }
+
+    /// Counts time that was waited. `false`: the `bytes` so far are too few for it.
+    fn keeps_up(&mut self, waited_ms: u64, bytes: u64) -> bool {
+        self.waited_ms += waited_ms;
+        let counted = self.waited_ms.saturating_sub(self.grace_ms);
+        bytes.saturating_mul(1000) >= counted.saturating_mul(self.rate_min)
+    }
 }
 
 /// Searches a body for the key, trailers included.
@@ -260,7 +292,14 @@ impl Body<'_> {
                     if flushes.is_multiple_of(FLUSHES_PER_TURN) {
                         rt::yield_now().await;
                     }
-                    from.fill(read_timeout).await.map_err(BodyError::Source)?
+                    let asked_ms = from.now_ms();
+                    let filled = from.fill(read_timeout).await.map_err(BodyError::Source)?;
+                    if let Some(pace) = &mut self.pace
+                        && !pace.keeps_up(from.now_ms() - asked_ms, self.bytes)
+                    {
+                        return Err(BodyError::Source(io::ErrorKind::TimedOut.into()));
+                    }
+                    filled
                 }
             };
             match ready {

@@ -399,6 +399,11 @@ impl Incoming<'_> {
         filled
     }
 
+    /// The core's clock.
+    pub fn now_ms(&self) -> u64 {
+        self.watch.now_ms()
+    }
+
     /// What can be said without waiting: whether there is clear text already.
     pub fn ready(&mut self) -> io::Result<Option<Filled>> {
         let mut inner = self.inner.borrow_mut();

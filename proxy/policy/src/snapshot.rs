@@ -212,6 +212,9 @@ pub struct ServerLimits {
     /// Between two reads of a request body, and for each write to the caller.
     /// Past it the exchange is cut.
     pub read_timeout: Duration,
+    /// Bytes per second at which a request body must come in once [`head_timeout`](Self::head_timeout)
+    /// has been waited for it; 0 is any rate. Below it the exchange is cut.
+    pub body_rate_min: u64,
     /// How long draining waits for exchanges in flight.
     pub drain_timeout: Duration,
     /// Connections at once. Past it a new connection is closed at once, and counted.
@@ -229,6 +232,7 @@ impl Default for ServerLimits {
             head_timeout: Duration::from_secs(15),
             idle_timeout: Duration::from_secs(75),
             read_timeout: Duration::from_secs(60),
+            body_rate_min: 240,
             drain_timeout: Duration::from_secs(30),
             connections_max: 16_384,
             exchanges_max: 8_192,

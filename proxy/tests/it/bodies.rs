@@ -385,6 +385,47 @@ fn a_cut_answer_is_cut_for_the_caller_too() {
     );
 }
 
+/// A byte now and then is no pause, and would hold the upstream's connection for ever.
+#[test]
+fn a_body_that_drips_is_cut() {
+    let site = Site::build(&[], |world, mock, key_file| {
+        let server = "head_timeout = \"300ms\"\nbody_rate_min = 10000\n[audit]";
+        format!(
+            "{}{}{}",
+            world.base().replace("[audit]", server),
+            mock.upstream("mock", HOST),
+            bearer_route(key_file)
+        )
+    });
+    let mut client = site.connect();
+    client.get(HOST, "/ok").expect(200);
+    // Nothing else may lie in the socket when the answer is waited for.
+    let pause = Some(Duration::from_millis(20));
+    client.socket().set_read_timeout(pause).expect("a timeout");
+    client.send(format!(
+        "POST /upload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\n"
+    ));
+    let begun = Instant::now();
+    while client.socket().peek(&mut [0]).is_err() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "it goes on for ever"
+        );
+        client.send("x");
+    }
+    client
+        .socket()
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .expect("a timeout");
+    client.answer().expect_own(408, "request_body_timeout");
+    assert_eq!(site.claviger.audit_of("/upload")["refused_by"], "caller");
+    // As slow a body that is short enough is none of this.
+    let mut client = site.connect();
+    let body = payload(100_000);
+    let head = format!("POST /upload HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\n");
+    assert_uploaded(&client.call([head.as_bytes(), &body].concat()), &body);
+}
+
 /// A reader that is slower than the API holds the API back; nothing piles up.
 #[test]
 fn memory_stays_constant() {

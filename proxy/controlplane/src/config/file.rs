@@ -324,6 +324,8 @@ pub struct Server {
     pub idle_timeout: Option<Written<Period>>,
     /// Between two reads of a request body, and for each write to the caller. Past it the exchange is cut. Default: `"60s"`.
     pub read_timeout: Option<Written<Period>>,
+    /// Bytes per second at which a request body must come in, on average, once `head_timeout` has been spent waiting for it; `0` for any rate. Below it the exchange is cut. Default: `240`.
+    pub body_rate_min: Option<Written<u64>>,
     /// How long SIGTERM waits for exchanges in flight. Past it they are cut. Default: `"30s"`.
     pub drain_timeout: Option<Written<Period>>,
     /// Callers' connections at once, per worker. Past it a new connection is closed at once and counted. Default: `16384`.

@@ -35,6 +35,7 @@ fn body(framing: BodyFraming, writer: BodyWriter, strip: &NameSet) -> Body<'_> {
         writer,
         bytes: 0,
         bytes_max: BYTES_MAX,
+        pace: None,
         strip_trailers: strip,
         search: None,
     }
@@ -366,6 +367,7 @@ fn many_small_chunks_are_gathered() {
         source.write_all(&input).expect("it fits");
         let mut body = Body {
             bytes_max: u64::MAX,
+            pace: None,
             ..body(BodyFraming::Chunked, BodyWriter::Chunked, &strip)
         };
         body.carry(&mut from.incoming(), &mut to.outgoing(), LONG, LONG)
@@ -399,6 +401,7 @@ fn events_do_not_wait_for_one_another() {
         let (mut to, mut sink) = bench.socket().await;
         let mut body = Body {
             bytes_max: u64::MAX,
+            pace: None,
             ..body(BodyFraming::UntilClose, BodyWriter::Plain, &strip)
         };
         let (mut incoming, mut outgoing) = (from.incoming(), to.outgoing());
@@ -439,6 +442,7 @@ fn a_large_body_passes() {
         });
         let mut body = Body {
             bytes_max: u64::MAX,
+            pace: None,
             ..body(BodyFraming::Length(LARGE as u64), BodyWriter::Plain, &strip)
         };
         let (mut incoming, mut outgoing) = (from.incoming(), to.outgoing());
@@ -486,6 +490,7 @@ fn either_end_may_be_too_slow() {
         let (mut from, source, mut to, sink) = pairs(&bench).await;
         let mut large = Body {
             bytes_max: u64::MAX,
+            pace: None,
             ..body(BodyFraming::UntilClose, BodyWriter::Plain, &strip)
         };
         // It is given up by the sink's end, which nobody reads.
@@ -530,6 +535,7 @@ fn a_sink_that_is_gone() {
         drop(sink);
         let mut body = Body {
             bytes_max: u64::MAX,
+            pace: None,
             ..body(BodyFraming::UntilClose, BodyWriter::Plain, &strip)
         };
         let sending = elsewhere(move || {
@@ -546,4 +552,16 @@ fn a_sink_that_is_gone() {
         let (carried, ()) = join(carrying, sending).await;
         assert!(matches!(carried, Err(BodyError::Sink)), "{carried:?}");
     });
+}
+
+#[test]
+fn a_body_must_keep_up_after_its_grace() {
+    let mut pace = Pace::new(100, Duration::from_secs(10)).expect("a rate");
+    assert!(pace.keeps_up(10_000, 0), "the grace");
+    assert!(pace.keeps_up(1_000, 100));
+    assert!(!pace.keeps_up(10, 100), "one byte more was due");
+    assert!(pace.keeps_up(0, 101));
+    // Many bytes at first are credit for later.
+    assert!(pace.keeps_up(100_000, 20_000));
+    assert_eq!(Pace::new(0, Duration::ZERO), None, "any rate will do");
 }

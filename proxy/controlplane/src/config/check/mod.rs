@@ -29,6 +29,9 @@ mod upstreams;
 /// Connections that may be configured at most, per worker or upstream.
 const CONNECTIONS_CEILING: u64 = 1 << 20;
 
+/// A rate in bytes per second that no caller far away is sure to reach.
+const BODY_RATE_CEILING: u64 = 1 << 20;
+
 /// The most requests that may wait for a connection: whoever leaves the queue is looked for in it.
 const QUEUE_CEILING: u64 = 1 << 16;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use policy::ServerLimits;
 use wire::head::HeadLimits;
 
-use super::{CONNECTIONS_CEILING, Checker};
+use super::{BODY_RATE_CEILING, CONNECTIONS_CEILING, Checker};
 use crate::config::file;
 use crate::config::file::{DnsProtocol, LogFormat, LogLevel, MemoryLock};
 use crate::config::report::Problem;
@@ -47,6 +47,13 @@ impl Checker<'_> {
                 &fields.read_timeout,
                 default.read_timeout,
             ),
+            body_rate_min: self.number(
+                server,
+                "body_rate_min",
+                &fields.body_rate_min,
+                0..=BODY_RATE_CEILING,
+                default.body_rate_min as usize,
+            ) as u64,
             drain_timeout: fields
                 .drain_timeout
                 .as_ref()

@@ -229,6 +229,7 @@ fn defaults_are_those_that_are_documented() {
     check("Server", "head_timeout", period(limits.head_timeout));
     check("Server", "idle_timeout", period(limits.idle_timeout));
     check("Server", "read_timeout", period(limits.read_timeout));
+    check("Server", "body_rate_min", limits.body_rate_min.to_string());
     check("Server", "drain_timeout", period(limits.drain_timeout));
     check(
         "Server",
