@@ -301,6 +301,16 @@ impl Writer {
     }
 
     fn try_write(&mut self) -> std::io::Result<()> {
+        if self.pending.unwritten().is_none() {
+            return self.credit();
+        }
+        self.sink.lock()?;
+        let written = self.write_pending();
+        self.sink.unlock();
+        written
+    }
+
+    fn write_pending(&mut self) -> std::io::Result<()> {
         while let Some(lines) = self.pending.unwritten() {
             let taken = match self.sink.write_some(lines) {
                 Ok(taken) => taken,

@@ -18,6 +18,11 @@
 //! for a new one, it is taken back and written there as a whole. A torn line that
 //! an earlier process left behind is ended by a line break first.
 //!
+//! **Two writers.** While one process takes over from another both write to the file,
+//! each batch under the file's lock (`fcntl(2)`, of the open file). A line that is
+//! written in part keeps the lock until it is finished or taken back, and whoever finds
+//! that the other has rotated goes on in the new file. Others may read at any time.
+//!
 //! What is deliberately missing: understanding of the lines. They are formatted by
 //! the core that made them.
 

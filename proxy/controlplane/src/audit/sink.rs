@@ -6,6 +6,8 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::{AuditError, AuditSettings, SyncPolicy};
 
 /// How often it is looked whether the file is still at its path.
@@ -14,6 +16,13 @@ const MOVED_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after a failed rotation or reopening it is tried again. Meanwhile the
 /// old file goes on: a trail in the wrong file beats no trail.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the lock of a file is waited for that another process writes to as well.
+/// Past it the attempt counts as refused, and is made again like any other.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// Time between two attempts to get it. A batch is written in less.
+const LOCK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Whether the audit file can be opened, for `claviger check` and for the start.
 /// Creates the file if it is not there.
@@ -34,8 +43,10 @@ pub(super) struct Sink {
     real_path: PathBuf,
     /// `false` for pipes and devices: they have no size, and do not rotate.
     is_regular: bool,
-    /// Bytes in the file. Invariant: exact while nobody else writes to it.
+    /// Bytes in the file. Invariant: exact while it is locked.
     len: u64,
+    /// Whether the file's lock is ours. Invariant: it is while `torn > 0`.
+    locked: bool,
     /// Bytes of an unfinished line at the file's end; 0 at a line's end.
     torn: u64,
     /// The file was found with an unfinished line, which needs a line break first.
@@ -73,10 +84,81 @@ impl Sink {
             real_path: std::fs::canonicalize(path).unwrap_or_else(|_| path.clone()),
             is_regular,
             len: metadata.len(),
+            locked: false,
             torn: 0,
             not_before: now,
             moved_check_due: now + MOVED_CHECK_INTERVAL,
         })
+    }
+
+    /// Takes the file's lock, and looks what has become of the file since. Two processes
+    /// write to it while one takes over from the other: each writes whole lines under
+    /// the lock, and whoever finds the file put aside goes on in the new one.
+    ///
+    /// # Errors
+    /// `ResourceBusy` when somebody else keeps the lock, or as `fstat(2)`; nothing is
+    /// written then.
+    pub(super) fn lock(&mut self) -> io::Result<()> {
+        if self.locked || !self.is_regular {
+            return Ok(());
+        }
+        let give_up = Instant::now() + LOCK_WAIT;
+        loop {
+            if !self.try_lock() {
+                if Instant::now() >= give_up {
+                    return Err(io::Error::new(
+                        ErrorKind::ResourceBusy,
+                        "another process holds its lock and does not write; \
+                         find it with `lslocks` and end it",
+                    ));
+                }
+                std::thread::sleep(LOCK_INTERVAL);
+                continue;
+            }
+            if !self.is_put_aside() {
+                break;
+            }
+            // Dropping the old file gives its lock back.
+            self.reopen().map_err(io::Error::other)?;
+        }
+        let metadata = self.file.metadata()?;
+        if self.torn == 0 && (self.needs_newline || metadata.len() != self.len) {
+            self.needs_newline = ends_torn(&self.settings.path, &metadata);
+        }
+        self.len = metadata.len();
+        Ok(())
+    }
+
+    /// Lets others write, unless a line of ours is unfinished.
+    pub(super) fn unlock(&mut self) {
+        if self.locked && self.torn == 0 {
+            self.locked = false;
+            // What cannot be given back goes with the file.
+            let _ = fcntl(
+                &self.file,
+                FcntlArg::F_OFD_SETLK(&whole(nix::libc::F_UNLCK)),
+            );
+        }
+    }
+
+    /// `false`: somebody else has it.
+    fn try_lock(&mut self) -> bool {
+        use nix::errno::Errno;
+        let wanted = whole(nix::libc::F_WRLCK);
+        // Of the open file, not of the process: closing another descriptor of the same
+        // file, as `reopen` does, must not give it back.
+        self.locked = match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&wanted)) {
+            Err(Errno::EAGAIN | Errno::EACCES) => false,
+            // A file system without locks is written to without.
+            Ok(_) | Err(_) => true,
+        };
+        self.locked
+    }
+
+    /// Whether another file is at the path: then somebody has rotated.
+    fn is_put_aside(&self) -> bool {
+        std::fs::metadata(&self.settings.path)
+            .is_ok_and(|found| found.is_file() && identity(&found) != self.identity)
     }
 
     /// Writes some of `lines`, which are whole lines except that the first one may
@@ -138,7 +220,7 @@ impl Sink {
     /// # Errors
     /// The new file cannot be opened; the old one goes on.
     pub(super) fn reopen(&mut self) -> Result<u64, AuditError> {
-        let mut fresh = Self::open(&self.settings).inspect_err(|_| {
+        let fresh = Self::open(&self.settings).inspect_err(|_| {
             // Said once per this time, and not at every look.
             self.moved_check_due = Instant::now() + RETRY_INTERVAL;
         })?;
@@ -146,14 +228,13 @@ impl Sink {
         if let Err(error) = self.sync() {
             tracing::error!(%error, "the end of the old audit file may not be on the disk");
         }
-        let taken_back = if fresh.identity == self.identity {
-            // The same file: what is torn is simply finished.
-            fresh.torn = self.torn;
-            fresh.needs_newline = self.needs_newline;
-            0
-        } else {
-            self.take_back()
-        };
+        if fresh.identity == self.identity {
+            // The same file: what is torn is simply finished, under the same lock.
+            self.real_path = fresh.real_path;
+            self.moved_check_due = fresh.moved_check_due;
+            return Ok(0);
+        }
+        let taken_back = self.take_back();
         *self = fresh;
         Ok(taken_back)
     }
@@ -211,6 +292,11 @@ impl Sink {
     fn try_rotate(&mut self) -> io::Result<()> {
         // Lines of this file would otherwise count as synced with the next one.
         self.sync()?;
+        if self.is_put_aside() {
+            // Somebody else has rotated: the new file holds lines of theirs.
+            self.reopen().map_err(io::Error::other)?;
+            return self.lock();
+        }
         let path = &self.real_path;
         // The new file is made first: what cannot be made must not cost the old one
         // its name. A left-over of an earlier attempt is ours, and empty.
@@ -221,6 +307,10 @@ impl Sink {
         }
         let file = options().create_new(true).open(&next)?;
         let metadata = file.metadata()?;
+        if self.locked {
+            // Before it has its name: so nobody writes to it between.
+            let _ = fcntl(&file, FcntlArg::F_OFD_SETLK(&whole(nix::libc::F_WRLCK)));
+        }
         let keep = self.settings.keep.max(1);
         for number in (1..keep).rev() {
             match std::fs::rename(numbered(path, number), numbered(path, number + 1)) {
@@ -253,6 +343,17 @@ fn options() -> OpenOptions {
 
 fn open_for_append(path: &Path) -> io::Result<File> {
     options().create(true).open(path)
+}
+
+/// A lock of a whole file, as `fcntl(2)` wants it.
+fn whole(kind: nix::libc::c_int) -> nix::libc::flock {
+    nix::libc::flock {
+        l_type: kind as nix::libc::c_short,
+        l_whence: nix::libc::SEEK_SET as nix::libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
 }
 
 fn identity(metadata: &Metadata) -> (u64, u64) {
@@ -394,6 +495,72 @@ mod tests {
         assert_eq!(place.read("audit.log.1"), "1aaa\n2aaa\n3aaa\n");
         assert_eq!(place.read("audit.log"), "4aaa\n");
         assert_eq!(place.names(), ["audit.log", "audit.log.1"]);
+    }
+
+    #[test]
+    fn two_writers_keep_every_line_whole_and_rotate_one_file_once() {
+        const LINES: usize = 2000;
+        let place = Place::new();
+        let settings = place.settings(4000, 1000);
+        std::thread::scope(|scope| {
+            for writer in ["a", "b"] {
+                let settings = &settings;
+                scope.spawn(move || {
+                    let mut sink = Sink::open(settings).expect("opens");
+                    for batch in 0..LINES / 4 {
+                        let lines: String = (batch * 4..batch * 4 + 4)
+                            .map(|line| format!("{writer}{line}\n"))
+                            .collect();
+                        sink.lock().expect("the other one gives it back");
+                        write_all(&mut sink, lines.as_bytes());
+                        sink.unlock();
+                    }
+                });
+            }
+        });
+        let mut found: Vec<_> = place
+            .names()
+            .iter()
+            .flat_map(|name| {
+                let text = place.read(name);
+                assert!(text.len() <= 4000 && text.ends_with('\n'), "{name}");
+                text.lines().map(str::to_owned).collect::<Vec<_>>()
+            })
+            .collect();
+        found.sort();
+        let mut written: Vec<_> = (0..LINES)
+            .flat_map(|line| [format!("a{line}"), format!("b{line}")])
+            .collect();
+        written.sort();
+        assert_eq!(found, written);
+        assert!(place.names().len() > 4, "{:?}", place.names());
+    }
+
+    #[test]
+    fn nobody_else_writes_behind_a_line_that_is_begun() {
+        let place = Place::new();
+        let settings = place.settings(0, 1);
+        let mut one = Sink::open(&settings).expect("opens");
+        let mut other = Sink::open(&settings).expect("opens");
+        one.lock().expect("free");
+        write_all(&mut one, b"be");
+        one.unlock();
+        let error = other.lock().expect_err("the line is not finished");
+        assert!(error.to_string().contains("lslocks"), "{error}");
+        write_all(&mut one, b"gun\n");
+        one.unlock();
+        other.lock().expect("free again");
+        write_all(&mut other, b"other\n");
+        assert_eq!(place.read("audit.log"), "begun\nother\n");
+        // Whoever ends takes back what it cannot finish, and frees the file.
+        other.unlock();
+        one.lock().expect("free");
+        write_all(&mut one, b"never fin");
+        one.take_back();
+        drop(one);
+        other.lock().expect("free again");
+        write_all(&mut other, b"last\n");
+        assert_eq!(place.read("audit.log"), "begun\nother\nlast\n");
     }
 
     #[test]
