@@ -6,23 +6,25 @@
 //! rotation in the middle of a night.
 
 use std::io::IsTerminal;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use controlplane::config::{self, ResolveContext, Resolved, Settings};
-use controlplane::office::{self, Loaded, OfficePlan, Reason, Reload};
+use controlplane::office::{self, Loaded, OfficePlan, Progress, Reason, Reload};
 use controlplane::publish::Publisher;
 use controlplane::{audit, credentials, telemetry};
-use dataplane::{BoundListener, Workers};
-use handoff::{Counters, Lifecycle, Phase, Published};
+use dataplane::{BoundListener, DriverKind, Workers};
+use handoff::{Counters, Lifecycle, Phase, Published, Turns};
 use policy::{AddressBook, Listener};
 
 use crate::cli;
+use crate::handover::{self, Kept, Predecessor, Successor};
 use crate::privileges::{self, User};
+use crate::service::{self, Manager, Watchdog};
 use crate::signals::{self, Event};
+use crate::sockets::{self, Bound, Given, Giver};
 
 /// How long the first answers of the resolvers are waited for before serving.
 const FIRST_NAMES_WAIT: Duration = Duration::from_secs(5);
@@ -36,9 +38,9 @@ const OFFICE_STOP: Duration = Duration::from_secs(2);
 /// The exit code when a worker panicked (EX_SOFTWARE of sysexits.h).
 const EXIT_WORKER_PANICKED: u8 = 70;
 
-/// Connections that may wait to be accepted, per listening socket; the kernel's
-/// bound (net.core.somaxconn) applies as well. Beyond it callers see a timeout.
-const BACKLOG: i32 = 4096;
+/// How long workers that were told to stop may take to notice; then they are told
+/// again.
+const STOP_WAIT: Duration = Duration::from_secs(5);
 
 /// Why the process cannot serve: a text for the operator, cure included.
 #[derive(Debug)]
@@ -65,6 +67,30 @@ fn rendered(report: &config::Report) -> BootError {
 pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
     // Before anything is read. A failure is told once there is a log.
     let _ = privileges::forbid_dumps();
+    // Before anything is opened.
+    let mut predecessor = Predecessor::find().map_err(failed)?;
+    let outcome = run_in_place_of(args, &mut predecessor);
+    if let (Err(error), Some(predecessor)) = (&outcome, &predecessor) {
+        predecessor.failed(&error.0);
+    }
+    outcome
+}
+
+/// The same, as the next process or as the first one. Takes `predecessor` when that
+/// one has handed over.
+fn run_in_place_of(
+    args: &cli::Run,
+    predecessor: &mut Option<Predecessor>,
+) -> Result<ExitCode, BootError> {
+    let (given, giver) = match predecessor {
+        Some(predecessor) => {
+            signals::survive().map_err(failed)?;
+            privileges::pass_nothing_on();
+            (predecessor.take_sockets(), Giver::Predecessor)
+        }
+        None => (activated()?, Giver::Manager),
+    };
+    let manager = Arc::new(Manager::from_environment(giver == Giver::Predecessor).map_err(failed)?);
     let file = config::load(&args.config.config).map_err(|report| rendered(&report))?;
     let (draft, report) = config::check(&file);
     if report.has_errors() {
@@ -84,16 +110,48 @@ pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
     })
     .map_err(failed)?;
     let log = Arc::new(log);
-    let served = serve(args, settings, &log);
+    let start = Start {
+        predecessor,
+        given,
+        giver,
+        manager,
+    };
+    let served = serve(args, settings, &log, start);
     log.flush(Duration::from_secs(1));
     served
+}
+
+/// What a process starts with beside its configuration.
+struct Start<'a> {
+    /// Whose place it takes. `None` once that one has handed over.
+    predecessor: &'a mut Option<Predecessor>,
+    /// Sockets that listen already.
+    given: Vec<Given>,
+    giver: Giver,
+    manager: Arc<Manager>,
+}
+
+/// The sockets that the service manager holds for this process.
+fn activated() -> Result<Vec<Given>, BootError> {
+    service::activated()
+        .map_err(failed)?
+        .into_iter()
+        .map(|activated| Given::new(activated.socket, activated.name, None).map_err(failed))
+        .collect()
 }
 
 fn serve(
     args: &cli::Run,
     early: &Settings,
     log: &Arc<telemetry::Telemetry>,
+    start: Start<'_>,
 ) -> Result<ExitCode, BootError> {
+    let Start {
+        predecessor,
+        given,
+        giver,
+        manager,
+    } = start;
     drop_privileges(early)?;
     // Another user is dumpable again, as fs.suid_dumpable says (prctl(2)).
     if let Err(error) = privileges::forbid_dumps() {
@@ -112,14 +170,16 @@ fn serve(
         tracing::warn!("configuration warnings:\n{warnings}");
     }
     let snapshot = Arc::clone(&first.snapshot);
-    let listeners = bind(&snapshot.listeners)?;
-    let addresses = listeners
+    let bound = sockets::open(&snapshot.listeners, given, giver).map_err(failed)?;
+    let addresses = bound
         .iter()
-        .map(|bound| format!("{}={}", bound.name, bound.address))
+        .map(|bound| format!("{}={}", bound.listener, bound.address))
         .collect::<Vec<_>>()
         .join(" ");
 
     let cpus = cpus(&settings)?;
+    let turns: Vec<Arc<Turns>> = cpus.iter().map(|_| Arc::default()).collect();
+    let watchdog = Watchdog::from_environment(&turns, predecessor.is_some()).map_err(failed)?;
     let counters: Vec<Arc<Counters>> = cpus.iter().map(|_| Arc::default()).collect();
     let (lanes, drains) = cpus.iter().map(|_| handoff::lane()).unzip();
     let trail = audit::start(audit_settings(&settings), drains).map_err(failed)?;
@@ -145,6 +205,9 @@ fn serve(
             "server.busy_poll_us does nothing on the io_uring driver; run with `--driver epoll`"
         );
     }
+    if let Some(predecessor) = &predecessor {
+        predecessor.agree_on(kind).map_err(failed)?;
+    }
     let office = office::start(OfficePlan {
         publisher: Publisher::new(Arc::clone(&snapshots), Arc::clone(&address_book)),
         first,
@@ -152,6 +215,10 @@ fn serve(
         counters: counters.clone(),
         driver: format!("{} ({} workers)", kind.as_str(), cpus.len()),
         audit: Some(trail.handle()),
+        progress: Box::new({
+            let manager = Arc::clone(&manager);
+            move |progress| tell_progress(&manager, progress)
+        }),
     })
     .map_err(|error| {
         failed(format_args!(
@@ -161,6 +228,11 @@ fn serve(
     office.wait_for_names(FIRST_NAMES_WAIT);
 
     let (events, happened) = mpsc::channel();
+    let kept: Vec<Kept> = bound
+        .iter()
+        .map(Kept::of)
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
     signals::listen(events.clone())
         .map_err(|error| failed(format_args!("signals cannot be handled: {error}")))?;
     let instance =
@@ -169,32 +241,61 @@ fn serve(
         cpus,
         driver,
         busy_poll: settings.busy_poll,
-        listeners,
+        listeners: bound.into_iter().map(to_workers).collect(),
         snapshots: Arc::clone(&snapshots),
         addresses: address_book,
         lanes,
         counters,
+        turns,
         lifecycle: Arc::clone(&lifecycle),
         instance,
     })
     .map_err(failed)?;
-    tracing::info!(
-        addresses,
-        driver = workers.driver().as_str(),
-        generation = snapshot.generation,
-        version = env!("CARGO_PKG_VERSION"),
-        "serving"
-    );
+    let driver = workers.driver();
+    let took_over_from = predecessor.as_ref().map(Predecessor::pid);
+    // From here on this process accepts. If the other one does not let go, this one
+    // finishes what it has accepted and ends.
+    let handed_over = predecessor.take().map_or(Ok(()), Predecessor::ready);
+    if handed_over.is_ok() {
+        tracing::info!(
+            addresses,
+            driver = driver.as_str(),
+            generation = snapshot.generation,
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            took_over_from,
+            "serving"
+        );
+        manager.speak();
+        manager.serving(&serving(&addresses, snapshot.generation));
+    } else {
+        let _ = events.send(Event::Stop);
+    }
     drop(snapshot);
 
     std::thread::Builder::new()
         .name("workers-end".to_owned())
-        .spawn(move || {
-            let _ = events.send(Event::WorkersGone(workers.join()));
+        .spawn({
+            let events = events.clone();
+            move || {
+                let _ = events.send(Event::WorkersGone(workers.join()));
+            }
         })
         .map_err(|error| failed(format_args!("a thread could not be started: {error}")))?;
-    let requests = office.requests();
-    let clean = live(&happened, &lifecycle, &snapshots, &requests);
+    let clean = Life {
+        happened: &happened,
+        events,
+        lifecycle: &lifecycle,
+        snapshots: &snapshots,
+        requests: office.requests(),
+        manager,
+        watchdog: handed_over.is_ok().then_some(watchdog).flatten(),
+        sockets: kept,
+        driver,
+        handing_over: false,
+        phase_ends: None,
+    }
+    .live();
 
     office.stop(OFFICE_STOP);
     let left = trail.shutdown(AUDIT_FLUSH);
@@ -205,6 +306,7 @@ fn serve(
         );
     }
     tracing::info!("stopped");
+    handed_over.map_err(failed)?;
     Ok(if clean {
         ExitCode::SUCCESS
     } else {
@@ -212,52 +314,176 @@ fn serve(
     })
 }
 
-/// Acts on events until every worker has ended. `false` if one panicked.
-fn live(
-    happened: &mpsc::Receiver<Event>,
-    lifecycle: &Lifecycle,
-    snapshots: &Published<policy::Snapshot>,
-    requests: &office::Requests,
-) -> bool {
-    let mut stop_at: Option<Instant> = None;
-    loop {
-        let event = match stop_at {
-            None => happened.recv().ok(),
-            Some(at) => happened
-                .recv_timeout(at.saturating_duration_since(Instant::now()))
-                .ok(),
-        };
-        match event {
-            Some(Event::Reload) => requests.reload(),
-            Some(Event::ReopenLogs) => requests.reopen_logs(),
-            Some(Event::Status) => requests.status(),
-            Some(Event::Stop) if stop_at.is_none() => {
-                let limit = snapshots.load().limits.drain_timeout;
-                tracing::info!(
-                    limit_s = limit.as_secs(),
-                    "draining: no new connections; finishing what is in flight"
-                );
-                lifecycle.advance(Phase::Draining);
-                stop_at = Some(Instant::now() + limit);
-            }
-            Some(Event::WorkersGone(clean)) => {
-                if !clean {
-                    tracing::error!(
-                        "a worker panicked; ending so that the service manager starts anew"
-                    );
+fn to_workers(bound: Bound) -> BoundListener {
+    BoundListener {
+        name: bound.listener,
+        address: bound.address,
+        socket: bound.socket,
+    }
+}
+
+/// What `systemctl status` shows.
+fn serving(addresses: &str, generation: u64) -> String {
+    format!("Serving {addresses}, configuration {generation}")
+}
+
+/// Tells the service manager how a reload goes.
+fn tell_progress(manager: &Manager, progress: Progress) {
+    match progress {
+        Progress::Began => manager.reloading(),
+        Progress::InForce(generation) => {
+            manager.serving(&format!("Serving, configuration {generation}"));
+        }
+        Progress::Failed => manager
+            .serving("Serving the old configuration: the new one could not be loaded, see the log"),
+    }
+}
+
+/// What acts on events from the start of serving to the end of the last worker.
+struct Life<'a> {
+    happened: &'a mpsc::Receiver<Event>,
+    /// For the thread of a hand-over.
+    events: mpsc::Sender<Event>,
+    lifecycle: &'a Lifecycle,
+    snapshots: &'a Published<policy::Snapshot>,
+    requests: office::Requests,
+    manager: Arc<Manager>,
+    watchdog: Option<Watchdog>,
+    /// Duplicates of the listening sockets, for a process that takes over. Let go of
+    /// when this one stops accepting, since the last duplicate keeps a queue open.
+    sockets: Vec<Kept>,
+    driver: DriverKind,
+    /// A hand-over is under way.
+    handing_over: bool,
+    /// When the phase ends that follows serving.
+    phase_ends: Option<Instant>,
+}
+
+impl Life<'_> {
+    /// Lives until every worker has ended. `false` if one panicked.
+    fn live(mut self) -> bool {
+        loop {
+            match self.next_event() {
+                Some(Event::Reload) => self.requests.reload(),
+                Some(Event::ReopenLogs) => self.requests.reopen_logs(),
+                Some(Event::Status) => self.requests.status(),
+                Some(Event::HandOver) => self.begin_hand_over(),
+                Some(Event::Successor(outcome)) => self.end_hand_over(outcome),
+                Some(Event::Stop) if self.lifecycle.phase() < Phase::Draining => self.drain(),
+                Some(Event::WorkersGone(clean)) => {
+                    if !clean {
+                        tracing::error!(
+                            "a worker panicked; ending so that the service manager starts anew"
+                        );
+                    }
+                    return clean;
                 }
-                return clean;
-            }
-            // A second signal, or the limit: what is still open is closed.
-            Some(Event::Stop) | None => {
-                if lifecycle.phase() != Phase::Stopping {
-                    tracing::warn!("stopping with exchanges in flight");
-                }
-                lifecycle.advance(Phase::Stopping);
-                // Workers notice at their next tick.
-                stop_at = Some(Instant::now() + Duration::from_secs(5));
+                None if self.lifecycle.phase() == Phase::Retiring => self.drain(),
+                // A second signal, or the limit: what is still open is closed.
+                Some(Event::Stop) | None => self.stop(),
             }
         }
+    }
+
+    /// `None` when the phase is over. Looks after the watchdog meanwhile.
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            let now = Instant::now();
+            if let Some(watchdog) = &mut self.watchdog
+                && watchdog.due() <= now
+            {
+                watchdog.look(now, &self.manager);
+            }
+            if self.phase_ends.is_some_and(|at| at <= now) {
+                return None;
+            }
+            let wake = self.watchdog.as_ref().map(Watchdog::due);
+            let event = match wake.into_iter().chain(self.phase_ends).min() {
+                None => self.happened.recv().ok(),
+                Some(at) => match self
+                    .happened
+                    .recv_timeout(at.saturating_duration_since(now))
+                {
+                    Ok(event) => Some(event),
+                    Err(mpsc::RecvTimeoutError::Timeout) => continue,
+                    Err(mpsc::RecvTimeoutError::Disconnected) => None,
+                },
+            };
+            return event;
+        }
+    }
+
+    fn begin_hand_over(&mut self) {
+        if self.lifecycle.phase() != Phase::Serving || self.handing_over {
+            tracing::info!("a hand-over is under way or done already, or the process ends");
+            return;
+        }
+        tracing::info!("handing over: starting a process of the binary that is installed now");
+        self.manager.status("Handing over to a new process");
+        match handover::begin(&self.sockets, self.driver, self.events.clone()) {
+            Ok(()) => self.handing_over = true,
+            Err(why) => self.go_on(&why),
+        }
+    }
+
+    fn end_hand_over(&mut self, outcome: Result<Successor, String>) {
+        self.handing_over = false;
+        let successor = match outcome {
+            // The end has begun meanwhile: dropped, the new process ends as well.
+            _ if self.lifecycle.phase() != Phase::Serving => return,
+            Ok(successor) => successor,
+            Err(why) => return self.go_on(&why),
+        };
+        let pid = successor.pid();
+        if let Err(error) = successor.take_over() {
+            return self.go_on(&format!(
+                "the new process ended in the last moment: {error}"
+            ));
+        }
+        // The manager believes the main process alone; so the new one speaks once
+        // `successor` is dropped, at the end of this.
+        self.manager.handed_over_to(pid);
+        self.watchdog = None;
+        // As long as an idle connection may wait for its next request anyway.
+        let limit = self.snapshots.load().limits.idle_timeout;
+        tracing::info!(
+            pid,
+            limit_s = limit.as_secs(),
+            "handed over: another process accepts; every connection here ends with its next answer"
+        );
+        self.sockets.clear();
+        self.lifecycle.advance(Phase::Retiring);
+        self.phase_ends = Some(Instant::now() + limit);
+    }
+
+    /// The hand-over has failed, and nothing has changed.
+    fn go_on(&self, why: &str) {
+        tracing::error!("the hand-over failed; this process goes on serving: {why}");
+        self.manager.status(&format!(
+            "Serving; a hand-over failed: {}",
+            why.lines().next().unwrap_or_default()
+        ));
+    }
+
+    fn drain(&mut self) {
+        let limit = self.snapshots.load().limits.drain_timeout;
+        tracing::info!(
+            limit_s = limit.as_secs(),
+            "draining: no new connections; finishing what is in flight"
+        );
+        self.manager.stopping();
+        self.sockets.clear();
+        self.lifecycle.advance(Phase::Draining);
+        self.phase_ends = Some(Instant::now() + limit);
+    }
+
+    fn stop(&mut self) {
+        if self.lifecycle.phase() != Phase::Stopping {
+            tracing::warn!("stopping with exchanges in flight");
+        }
+        self.lifecycle.advance(Phase::Stopping);
+        // Workers notice at their next tick.
+        self.phase_ends = Some(Instant::now() + STOP_WAIT);
     }
 }
 
@@ -378,53 +604,6 @@ fn lock_memory(settings: &Settings) -> Result<(), BootError> {
             }
         },
     }
-}
-
-fn bind(listeners: &[Listener]) -> Result<Vec<BoundListener>, BootError> {
-    let mut bound = Vec::new();
-    for listener in listeners {
-        for &address in &listener.addresses {
-            let socket = listen(address).map_err(|error| {
-                let cure = match error.kind() {
-                    std::io::ErrorKind::AddrInUse => "another process listens there; find it with `ss -ltnp`",
-                    std::io::ErrorKind::PermissionDenied => {
-                        "ports below 1024 need CAP_NET_BIND_SERVICE: start as root with server.user, or set AmbientCapabilities=CAP_NET_BIND_SERVICE"
-                    }
-                    std::io::ErrorKind::AddrNotAvailable => "no interface of this machine has that address",
-                    _ => "check the listener's address",
-                };
-                failed(format_args!("listener `{}`: cannot listen on {address}: {error}; {cure}", listener.name))
-            })?;
-            let address = socket.local_addr().map_err(failed)?;
-            bound.push(BoundListener {
-                name: Arc::clone(&listener.name),
-                address,
-                socket,
-            });
-        }
-    }
-    Ok(bound)
-}
-
-fn listen(address: std::net::SocketAddr) -> std::io::Result<TcpListener> {
-    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, sockopt};
-    use std::os::fd::AsRawFd;
-    let family = if address.is_ipv6() {
-        AddressFamily::Inet6
-    } else {
-        AddressFamily::Inet
-    };
-    let socket = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    socket::setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    // Not SO_REUSEPORT: a second instance by mistake would share the address in
-    // silence. A later process is given the descriptor itself.
-    if address.is_ipv6() {
-        // `[::]` and `0.0.0.0` are two addresses, whatever the machine's default is.
-        socket::setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
-    }
-    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(address))?;
-    socket::listen(&socket, socket::Backlog::new(BACKLOG)?)?;
-    Ok(TcpListener::from(socket))
 }
 
 /// One CPU per worker.

@@ -1,12 +1,16 @@
 //! The binary `claviger`: the command line, and the start and end of a process.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod boot;
 mod cli;
 mod demo;
+mod descriptors;
+mod handover;
 mod privileges;
+mod service;
 mod signals;
+mod sockets;
 mod tools;
 
 use std::process::ExitCode;

@@ -93,6 +93,34 @@ pub fn become_user(user: &User) -> Result<(), String> {
     Ok(())
 }
 
+/// Lets what this thread executes keep the capability to bind low ports, if this
+/// process has it. Needed for ports alone that the next process is the first to bind.
+///
+/// # Errors
+/// As `capset(2)` and `prctl(2)`.
+pub fn pass_low_ports_on() -> Result<(), String> {
+    use caps::{CapSet, Capability::CAP_NET_BIND_SERVICE as LOW_PORTS};
+    let raise = || {
+        // A service manager's AmbientCapabilities= go along by themselves.
+        if caps::has_cap(None, CapSet::Permitted, LOW_PORTS)?
+            && !caps::has_cap(None, CapSet::Ambient, LOW_PORTS)?
+        {
+            caps::raise(None, CapSet::Inheritable, LOW_PORTS)?;
+            caps::raise(None, CapSet::Ambient, LOW_PORTS)?;
+        }
+        Ok(())
+    };
+    raise().map_err(|error: caps::errors::CapsError| error.to_string())
+}
+
+/// The other end of [`pass_low_ports_on`]: what this process has is not for what it
+/// executes. Called before any other thread is started.
+pub fn pass_nothing_on() {
+    // What is not inheritable is not ambient either (capabilities(7)). Where capset(2) is
+    // forbidden, as in our unit, it was the service manager that raised it, and it stays.
+    let _ = caps::clear(None, caps::CapSet::Inheritable);
+}
+
 /// Whether the process runs as root.
 pub fn is_root() -> bool {
     Uid::effective().is_root()

@@ -3,11 +3,13 @@
 use std::io;
 use std::sync::mpsc;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGURG, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
+use crate::handover::Successor;
+
 /// Something that the main thread acts on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Event {
     /// SIGHUP: load the configuration again.
     Reload,
@@ -15,10 +17,31 @@ pub enum Event {
     ReopenLogs,
     /// SIGUSR2: log the status line.
     Status,
+    /// SIGURG: hand over to a process of the binary that is installed now. A signal
+    /// that is ignored unless somebody handles it: a process that is only starting,
+    /// or of a version that does not know it, goes on.
+    HandOver,
+    /// What has become of that: the new process accepts, or why there is none.
+    Successor(Result<Successor, String>),
     /// SIGTERM or SIGINT: drain; a second one: stop.
     Stop,
     /// Every worker has ended; `false` if one of them panicked.
     WorkersGone(bool),
+}
+
+/// Lets signals pass that would end a process which does not handle them yet, though
+/// they were meant for the one whose place it takes (`systemctl kill` reaches both).
+///
+/// # Errors
+/// As `sigaction(2)`.
+pub fn survive() -> io::Result<()> {
+    for signal in [SIGHUP, SIGUSR1, SIGUSR2] {
+        signal_hook::flag::register(
+            signal,
+            std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
+        )?;
+    }
+    Ok(())
 }
 
 /// Listens for signals on a thread of its own.
@@ -32,7 +55,7 @@ pub fn listen(events: mpsc::Sender<Event>) -> io::Result<()> {
         libc::SIGXFSZ,
         std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)),
     )?;
-    let mut signals = Signals::new([SIGHUP, SIGUSR1, SIGUSR2, SIGTERM, SIGINT])?;
+    let mut signals = Signals::new([SIGHUP, SIGUSR1, SIGUSR2, SIGURG, SIGTERM, SIGINT])?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -41,6 +64,7 @@ pub fn listen(events: mpsc::Sender<Event>) -> io::Result<()> {
                     SIGHUP => Event::Reload,
                     SIGUSR1 => Event::ReopenLogs,
                     SIGUSR2 => Event::Status,
+                    SIGURG => Event::HandOver,
                     _ => Event::Stop,
                 };
                 if events.send(event).is_err() {

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use handoff::{Counter, Counters, Reader};
+use handoff::{Counter, Counters, Phase, Reader};
 use policy::{AddressBook, Snapshot};
 use wire::head::{RequestHead, ResponseHead};
 use wire::rewrite::Plan;
@@ -31,7 +31,10 @@ pub struct Core {
     pub pool: ConnectionPool,
     pub failures: Failures,
     pub ledger: Ledger,
+    /// Nothing new is accepted, and every answer ends its connection.
     pub draining: Cell<bool>,
+    /// Of these: another process accepts on the same sockets.
+    pub retiring: Cell<bool>,
     /// A task that the core cannot do without has panicked.
     pub broken: Cell<bool>,
     /// A random number of this process, so that request ids differ between instances.
@@ -75,6 +78,7 @@ impl Core {
             failures: Failures::default(),
             ledger,
             draining: Cell::new(false),
+            retiring: Cell::new(false),
             broken: Cell::new(false),
             instance,
             requests: Cell::new(0),
@@ -139,9 +143,12 @@ impl Core {
     }
 
     /// What is done once per sweep.
-    pub fn on_tick(&self, draining: bool) {
-        self.draining.set(draining);
-        self.tick.sweep(draining);
+    pub fn on_tick(&self, phase: Phase) {
+        self.draining.set(phase > Phase::Serving);
+        self.retiring.set(phase == Phase::Retiring);
+        // While retiring an idle connection is left alone: closing it would cost the
+        // request that its caller has just sent.
+        self.tick.sweep(phase > Phase::Retiring);
         // An idle core takes a new snapshot up as well, or a revoked key would
         // stay in its memory.
         let before = self.view.borrow().generation;

@@ -9,12 +9,22 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use handoff::Counter;
 
 use crate::connection;
 use crate::core::Core;
 use crate::rt::{self, Handed, Hatch, HatchSender, RawSocket};
+
+/// Connections that a core takes from one socket's queue when it stops accepting: as
+/// many as can wait there (`BACKLOG` of the process). What has come since did not wait,
+/// and under load would never end; it is reset when the socket is closed.
+const QUEUE_TAKEN_MAX: usize = 4096;
+
+/// For how long it takes them while another process accepts on the same socket: that
+/// one takes the rest.
+const QUEUE_TIME_SHARED: std::time::Duration = std::time::Duration::from_millis(250);
 
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
@@ -105,7 +115,8 @@ impl Drop for PanicCounter<'_> {
 }
 
 /// Accepts on one listening socket until the core drains. What waits in the
-/// queue then is served as well: closing the last duplicate would reset it.
+/// queue then is served as well: closing the last duplicate would reset it, and a
+/// stopped accept may have been the one that was woken for it.
 pub async fn accept(
     core: Rc<Core>,
     cores: Arc<Cores>,
@@ -130,7 +141,14 @@ pub async fn accept(
         };
         place(&core, &cores, &names, index, socket);
     }
-    while let Ok(socket) = listener.accept_waiting().await {
+    let began = Instant::now();
+    for _ in 0..QUEUE_TAKEN_MAX {
+        if core.retiring.get() && began.elapsed() >= QUEUE_TIME_SHARED {
+            break;
+        }
+        let Ok(socket) = listener.accept_waiting().await else {
+            break;
+        };
         place(&core, &cores, &names, index, socket);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use handoff::{Counters, Lane, Lifecycle, Phase, Published};
+use handoff::{Counters, Lane, Lifecycle, Phase, Published, Turns};
 use policy::{AddressBook, Snapshot};
 
 use crate::core::Core;
@@ -16,8 +16,8 @@ use crate::pool;
 use crate::rt::{self, Driver, DriverKind, Hatch, Pulse, RuntimeError};
 use crate::tick;
 
-/// Everything that the workers are started with. `lanes` and `counters` have one
-/// entry per worker.
+/// Everything that the workers are started with. `lanes`, `counters` and `turns`
+/// have one entry per worker.
 pub struct Plan {
     /// The CPU of each worker; `None` is not pinned. Its length is the number of workers.
     pub cpus: Vec<Option<usize>>,
@@ -36,6 +36,8 @@ pub struct Plan {
     pub lanes: Vec<Lane>,
     /// What is counted.
     pub counters: Vec<Arc<Counters>>,
+    /// Where each worker shows that its loop turns.
+    pub turns: Vec<Arc<Turns>>,
     /// When to drain and when to stop.
     pub lifecycle: Arc<Lifecycle>,
     /// A random number of this process, for request ids.
@@ -111,8 +113,8 @@ impl Workers {
             .iter()
             .zip(openings.into_iter().zip(hearts))
             .zip(plan.lanes)
-            .zip(&plan.counters);
-        for (index, (((cpu, (opening, heart)), lane), counters)) in parts.enumerate() {
+            .zip(plan.counters.iter().zip(&plan.turns));
+        for (index, (((cpu, (opening, heart)), lane), (counters, turns))) in parts.enumerate() {
             let mut sockets = Vec::new();
             for listener in &plan.listeners {
                 sockets.push(listener.socket.try_clone()?);
@@ -128,6 +130,7 @@ impl Workers {
                 addresses: Arc::clone(&plan.addresses),
                 lane,
                 counters: Arc::clone(counters),
+                turns: Arc::clone(turns),
                 lifecycle: Arc::clone(&plan.lifecycle),
                 instance: plan.instance,
             };
@@ -145,6 +148,7 @@ impl Workers {
                     }
                     let _gone = Gone {
                         lifecycle: Arc::clone(&worker.lifecycle),
+                        turns: Arc::clone(&worker.turns),
                         ended,
                     };
                     let told = ready.clone();
@@ -213,6 +217,7 @@ struct Worker {
     addresses: Arc<Published<AddressBook>>,
     lane: Lane,
     counters: Arc<Counters>,
+    turns: Arc<Turns>,
     lifecycle: Arc<Lifecycle>,
     instance: u64,
 }
@@ -283,11 +288,12 @@ impl Worker {
                 !core.broken.get(),
                 "a task that accepts connections has panicked"
             );
+            self.turns.add_one();
             let phase = self.lifecycle.phase();
-            core.on_tick(phase >= Phase::Draining);
+            core.on_tick(phase);
             match phase {
                 Phase::Serving => pool::keep_warm(&core),
-                Phase::Draining => {
+                Phase::Retiring | Phase::Draining => {
                     for stop in stops.drain(..) {
                         stop.stop();
                     }
@@ -305,12 +311,16 @@ impl Worker {
 /// Says that a worker has ended, whatever way it did.
 struct Gone {
     lifecycle: Arc<Lifecycle>,
+    turns: Arc<Turns>,
     ended: mpsc::Sender<bool>,
 }
 
 impl Drop for Gone {
     fn drop(&mut self) {
         self.lifecycle.worker_gone();
+        if !std::thread::panicking() {
+            self.turns.end();
+        }
         let _ = self.ended.send(!std::thread::panicking());
     }
 }

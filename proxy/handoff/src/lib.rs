@@ -3,7 +3,8 @@
 //! Everything that both planes touch is here, and every atomic that a request
 //! can meet is in this crate: snapshots go in through [`Published`], audit
 //! bytes come out through [`lane`], figures come out through [`Counters`], and
-//! the process tells its workers to stop through [`Lifecycle`].
+//! the process tells its workers to stop through [`Lifecycle`], and each worker shows
+//! by [`Turns`] that it lives.
 //!
 //! What this crate deliberately lacks: knowledge of what passes through it, and
 //! any way for a worker to wait for the control plane.
@@ -17,5 +18,5 @@ pub mod published;
 
 pub use counters::{Counter, Counters};
 pub use lane::{Drain, Lane, lane};
-pub use lifecycle::{Lifecycle, Phase};
+pub use lifecycle::{Lifecycle, Phase, Turns};
 pub use published::{Published, Reader};

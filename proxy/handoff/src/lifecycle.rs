@@ -1,4 +1,5 @@
-//! [`Lifecycle`]: whether the process serves, drains or stops.
+//! [`Lifecycle`]: whether the process serves, retires, drains or stops; [`Turns`]:
+//! whether a core's loop still turns.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
@@ -7,6 +8,10 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 pub enum Phase {
     /// Connections are accepted and served.
     Serving,
+    /// Another process accepts on the same sockets. What is open here goes on until
+    /// its next answer, which says `Connection: close`; an idle connection is left
+    /// its turn, since its next request may be on the way.
+    Retiring,
     /// No connection is accepted; what is in flight is finished, and keep-alive
     /// callers are told `Connection: close`.
     Draining,
@@ -26,7 +31,8 @@ impl Lifecycle {
     pub fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Relaxed) {
             0 => Phase::Serving,
-            1 => Phase::Draining,
+            1 => Phase::Retiring,
+            2 => Phase::Draining,
             _ => Phase::Stopping,
         }
     }
@@ -47,6 +53,34 @@ impl Lifecycle {
     }
 }
 
+/// How often one core's loop has come round: its sign of life, once per tick. On a
+/// cache line of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Turns(AtomicU64);
+
+impl Turns {
+    /// The core has ended as it should, and will not come round again.
+    const ENDED: u64 = u64::MAX;
+
+    /// The loop has come round. Called by one thread, and never by a request.
+    pub fn add_one(&self) {
+        let turns = self.0.load(Ordering::Relaxed);
+        self.0.store(turns.wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// No further turn is to be expected.
+    pub fn end(&self) {
+        self.0.store(Self::ENDED, Ordering::Relaxed);
+    }
+
+    /// Turns so far; `None` once the core has ended.
+    pub fn so_far(&self) -> Option<u64> {
+        let turns = self.0.load(Ordering::Relaxed);
+        (turns != Self::ENDED).then_some(turns)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +92,24 @@ mod tests {
         life.advance(Phase::Stopping);
         life.advance(Phase::Draining);
         assert_eq!(life.phase(), Phase::Stopping);
+    }
+
+    #[test]
+    fn every_phase_is_read_as_it_was_set() {
+        let life = Lifecycle::default();
+        for phase in [Phase::Retiring, Phase::Draining, Phase::Stopping] {
+            life.advance(phase);
+            assert_eq!(life.phase(), phase);
+        }
+    }
+
+    #[test]
+    fn turns_are_counted_until_the_end() {
+        let turns = Turns::default();
+        turns.add_one();
+        turns.add_one();
+        assert_eq!(turns.so_far(), Some(2));
+        turns.end();
+        assert_eq!(turns.so_far(), None);
     }
 }

@@ -26,5 +26,6 @@ mod reload;
 mod routes;
 mod shutdown;
 mod strip;
+mod upgrade;
 mod upstream;
 mod workers;

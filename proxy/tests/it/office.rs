@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use crate::harness::namespace::Namespace;
-use crate::harness::process;
+use crate::harness::process::{self, Held};
 use crate::harness::world::{HOST, Site, bearer_route};
 use crate::harness::{Mock, World, cannot_run, eventually};
 
@@ -136,7 +136,10 @@ fn a_control_plane_that_stands_still() {
     }
     let site = Site::new();
     site.get("/echo").expect(200);
-    let stopped = Stopped::office(site.claviger.pid());
+    let stopped = Held::threads(site.claviger.pid(), |name, is_first| {
+        // Workers serve; the first thread waits for signals.
+        !name.starts_with("worker") && !is_first
+    });
     let mut client = site.connect();
     for _ in 0..50 {
         client.get(HOST, "/echo").expect(200);
@@ -146,64 +149,4 @@ fn a_control_plane_that_stands_still() {
     let same = std::fs::read_to_string(site.claviger.config()).expect("readable");
     site.claviger.reload(&(same + "# again\n"));
     site.get("/echo").expect(200);
-}
-
-/// Every thread but the workers, held by `ptrace` in a thread of its own, since a
-/// tracer is a thread.
-struct Stopped {
-    release: Option<std::sync::mpsc::Sender<()>>,
-    tracer: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Stopped {
-    fn office(pid: u32) -> Self {
-        let (release, wait) = std::sync::mpsc::channel::<()>();
-        let (ready, held) = std::sync::mpsc::channel();
-        let tracer = std::thread::spawn(move || {
-            use nix::sys::{ptrace, wait as waiting};
-            let mut threads = Vec::new();
-            for entry in std::fs::read_dir(format!("/proc/{pid}/task")).expect("our own child") {
-                let entry = entry.expect("readable");
-                let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-                // Workers serve; the first thread waits for signals.
-                if name.starts_with("worker")
-                    || entry.file_name().to_string_lossy() == pid.to_string()
-                {
-                    continue;
-                }
-                let id = nix::unistd::Pid::from_raw(
-                    entry
-                        .file_name()
-                        .to_string_lossy()
-                        .parse()
-                        .expect("a thread id"),
-                );
-                ptrace::seize(id, ptrace::Options::empty())
-                    .expect("a tracer may hold its own child's thread");
-                ptrace::interrupt(id).expect("it is held");
-                waiting::waitpid(id, Some(waiting::WaitPidFlag::__WALL)).expect("it stops");
-                threads.push(id);
-            }
-            assert!(!threads.is_empty(), "there is a control plane to stop");
-            let _ = ready.send(threads.len());
-            let _ = wait.recv();
-            for id in threads {
-                let _ = ptrace::detach(id, None);
-            }
-        });
-        held.recv().expect("the threads are held");
-        Self {
-            release: Some(release),
-            tracer: Some(tracer),
-        }
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        drop(self.release.take());
-        if let Some(tracer) = self.tracer.take() {
-            let _ = tracer.join();
-        }
-    }
 }

@@ -9,7 +9,9 @@
 //! manager that set the variable, a container's description), and a copy that
 //! something in this process made earlier. `credential://` and `file://` have none
 //! of this. A value cannot change while the process runs: rotating a key needs a
-//! file, or a restart.
+//! file, or a restart. A process that hands its sockets over to the next one hands
+//! these values over too ([`each_taken`], [`adopt`]), since its environment has them
+//! no more.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -37,6 +39,30 @@ pub(super) fn fetch(name: &str) -> Result<Fetched, SourceError> {
         version: "env".to_owned(),
         watch: None,
     })
+}
+
+/// Shows every value that was read here, for the process that takes over from this
+/// one. They go to it and nowhere else.
+///
+/// # Errors
+/// The first one of `show`.
+pub fn each_taken<E>(mut show: impl FnMut(&str, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for (name, value) in taken.iter().flatten() {
+        show(name, value)?;
+    }
+    Ok(())
+}
+
+/// Takes a value over from the process before this one, and wipes `value`. Call it
+/// before any configuration is read.
+pub fn adopt(name: &str, value: &mut [u8]) {
+    let kept = Zeroizing::new(value.to_vec());
+    zeroize::Zeroize::zeroize(value);
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    taken
+        .get_or_insert_with(HashMap::new)
+        .insert(name.to_owned(), kept);
 }
 
 fn take_over(name: &str) -> Result<Zeroizing<Vec<u8>>, SourceError> {
@@ -125,6 +151,22 @@ mod tests {
         assert_eq!(std::env::var(VARIABLE).as_deref(), Ok(""));
         let again = fetch(VARIABLE).expect("a reload reads it again");
         assert_eq!(again.secret.len(), "sk_live_planted".len());
+    }
+
+    #[test]
+    fn a_value_is_handed_on_and_its_way_is_wiped() {
+        let mut way = *b"sk_live_handed";
+        adopt("CLAVIGER_TEST_HANDED", &mut way);
+        assert_eq!(way, [0; 14]);
+        let fetched = fetch("CLAVIGER_TEST_HANDED").expect("it need not be in the environment");
+        assert_eq!(fetched.secret.len(), "sk_live_handed".len());
+        let mut shown = false;
+        each_taken(|name, value| {
+            shown |= name == "CLAVIGER_TEST_HANDED" && value == b"sk_live_handed";
+            Ok::<_, ()>(())
+        })
+        .expect("nothing stops it");
+        assert!(shown, "the one after that gets it too");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod file;
 mod source;
 
 pub use access::{ServiceUser, readable_by, service_user};
+pub use env::{adopt as adopt_variable, each_taken as each_taken_variable};
 pub use file::{READ_TIMEOUT, SECRET_BYTES_MAX};
 pub use source::{RefError, SecretRef, SourceError};
 

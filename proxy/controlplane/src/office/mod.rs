@@ -161,6 +161,17 @@ impl<F: FnMut(&Reason) -> Result<Loaded, String> + Send> Reload for F {
     }
 }
 
+/// How a reload goes, for whoever tells the service manager.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// One has begun.
+    Began,
+    /// It has put this generation in force.
+    InForce(u64),
+    /// It failed: the old configuration stays.
+    Failed,
+}
+
 /// What the control plane starts with.
 pub struct OfficePlan {
     /// Where snapshots and addresses go.
@@ -175,6 +186,9 @@ pub struct OfficePlan {
     pub driver: String,
     /// The audit trail, for its figures and for reopening its file.
     pub audit: Option<AuditHandle>,
+    /// Is told of every reload, whatever its reason, on the control plane's thread:
+    /// it must not block for long.
+    pub progress: Box<dyn Fn(Progress) + Send + Sync>,
 }
 
 impl fmt::Debug for OfficePlan {
@@ -196,6 +210,7 @@ pub fn start(plan: OfficePlan) -> std::io::Result<Office> {
         counters: plan.counters,
         driver: plan.driver,
         audit: plan.audit,
+        progress: plan.progress,
         started: Instant::now(),
         inbox: Mutex::new(Inbox::default()),
         news: Notify::new(),
@@ -309,6 +324,7 @@ struct Shared {
     counters: Vec<Arc<Counters>>,
     driver: String,
     audit: Option<AuditHandle>,
+    progress: Box<dyn Fn(Progress) + Send + Sync>,
     started: Instant,
     inbox: Mutex<Inbox>,
     news: Notify,
@@ -513,6 +529,7 @@ impl<'a> Desk<'a> {
             inbox.reloading = Some((reason.clone(), Instant::now()));
             reason
         };
+        (self.shared.progress)(Progress::Began);
         self.slow_reload_told = None;
         let shared = Arc::clone(self.shared);
         let for_thread = reason.clone();
@@ -561,6 +578,7 @@ impl<'a> Desk<'a> {
         }
         tracing::info!(generation, "a new configuration is in force: {reason}");
         *self.shared.in_force() = InForce::of(loaded);
+        (self.shared.progress)(Progress::InForce(generation));
     }
 
     /// Resolves what is new. What is old stays until the snapshot is published.
@@ -580,6 +598,7 @@ impl<'a> Desk<'a> {
 
     fn keep_the_old(&mut self, reason: &Reason, report: String) {
         self.retry_due = Some(Instant::now() + RETRY_INTERVAL);
+        (self.shared.progress)(Progress::Failed);
         let said = self.last_failure.as_deref() == Some(report.as_str());
         // Whoever asked gets an answer, even if it is the same one.
         if said && *reason == Reason::Again {

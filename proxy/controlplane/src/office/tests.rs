@@ -41,6 +41,7 @@ struct Bench {
     snapshots: Arc<Published<Snapshot>>,
     book: Arc<Published<AddressBook>>,
     counters: Arc<Counters>,
+    progress: Arc<Mutex<Vec<Progress>>>,
     office: Office,
 }
 
@@ -58,6 +59,7 @@ impl Bench {
         let snapshots = Published::new(Arc::clone(&first.snapshot));
         let book = Published::new(Arc::new(AddressBook::default()));
         let counters = Arc::new(Counters::default());
+        let progress = Arc::<Mutex<Vec<Progress>>>::default();
         let office = start(OfficePlan {
             publisher: Publisher::new(Arc::clone(&snapshots), Arc::clone(&book)),
             first,
@@ -65,11 +67,16 @@ impl Bench {
             counters: vec![Arc::clone(&counters)],
             driver: "epoll (2 workers)".to_owned(),
             audit,
+            progress: Box::new({
+                let progress = Arc::clone(&progress);
+                move |step| progress.lock().expect("no panic while held").push(step)
+            }),
         });
         Self {
             snapshots,
             book,
             counters,
+            progress,
             office: office.expect("starts"),
         }
     }
@@ -203,6 +210,29 @@ fn a_reload_that_hangs_keeps_nothing_else_up() {
 }
 
 #[test]
+fn every_reload_is_told_of_from_its_beginning_to_its_end() {
+    let mut generation = 1;
+    let bench = Bench::start(loaded(1), move |_: &Reason| {
+        generation += 1;
+        match generation {
+            2 => Err("not this one".to_owned()),
+            _ => Ok(loaded(generation)),
+        }
+    });
+    let told = || bench.progress.lock().expect("no panic while held").clone();
+    assert_eq!(told(), []);
+    bench.office.requests().reload();
+    wait_until("its failure", || {
+        told() == [Progress::Began, Progress::Failed]
+    });
+    bench.office.requests().reload();
+    wait_until("its success", || {
+        told()[2..] == [Progress::Began, Progress::InForce(3)]
+    });
+    bench.stop();
+}
+
+#[test]
 fn a_reload_that_panics_is_a_reload_that_failed() {
     let mut calls = 0;
     let bench = Bench::start(loaded(1), move |_: &Reason| {
@@ -325,6 +355,7 @@ fn a_further_life_takes_the_work_up_where_it_is() {
         counters: Vec::new(),
         driver: String::new(),
         audit: None,
+        progress: Box::new(|_| ()),
         started: Instant::now(),
         inbox: Mutex::new(Inbox::default()),
         news: Notify::new(),

@@ -226,6 +226,29 @@ fn draining_closes_idle_connections_and_answers_first_requests() {
     });
 }
 
+#[test]
+fn retiring_leaves_an_idle_connection_its_next_request() {
+    on_each_kind(async |kind| {
+        let (core, _drain) = test_support::idle_core();
+        let (mut caller, ended) = connect(&core, kind);
+        let request = b"GET / HTTP/1.1\r\nHost: nobody.test\r\n\r\n";
+        caller.write_all(request).expect("it is open");
+        until(|| !is_quiet(&caller)).await;
+        assert!(!String::from_utf8_lossy(&arrived(&mut caller)).contains("Connection: close"));
+        for _ in 0..3 {
+            core.on_tick(handoff::Phase::Retiring);
+            rt::sleep(Duration::from_millis(2)).await;
+        }
+        assert!(!ended.get(), "its request may be on the way");
+        caller.write_all(request).expect("it is open");
+        until(|| !is_quiet(&caller)).await;
+        let last = String::from_utf8(arrived(&mut caller)).expect("text");
+        assert!(last.contains("\r\nConnection: close\r\n"), "{last}");
+        caller.shutdown(Shutdown::Write).expect("it is open");
+        until(|| ended.get()).await;
+    });
+}
+
 /// What a connection that waits keeps on the heap: its task, its session, its draft.
 /// The whole, with the allocator's and the runtime's part, is measured by `tests/it`.
 #[test]

@@ -630,7 +630,7 @@ fn a_tick_counts_what_is_idle() {
     on_each_driver(async || {
         let world = World::new(limits());
         world.leave_one_idle().await;
-        world.core.on_tick(false);
+        world.core.on_tick(handoff::Phase::Serving);
         world.assert_places(1, 1);
         assert_eq!(world.counted(Counter::upstream_idle), 1);
     });

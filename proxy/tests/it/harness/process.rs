@@ -274,6 +274,61 @@ fn event(line: &str) -> Option<Value> {
     Some(event)
 }
 
+/// Threads of a child, held by `ptrace` in a thread of its own, since a tracer is a
+/// thread. Let go when dropped.
+pub struct Held {
+    release: Option<mpsc::Sender<()>>,
+    tracer: Option<JoinHandle<()>>,
+}
+
+impl Held {
+    /// Holds the threads of which `choose` says so, given each one's name and whether it
+    /// is the first one.
+    #[track_caller]
+    pub fn threads(pid: u32, choose: impl Fn(&str, bool) -> bool + Send + 'static) -> Self {
+        let (release, wait) = mpsc::channel::<()>();
+        let (ready, held) = mpsc::channel();
+        let tracer = thread::spawn(move || {
+            use nix::sys::{ptrace, wait as waiting};
+            let mut threads = Vec::new();
+            for entry in std::fs::read_dir(format!("/proc/{pid}/task")).expect("our own child") {
+                let entry = entry.expect("readable");
+                let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+                let id = entry.file_name().to_string_lossy().into_owned();
+                if !choose(name.trim_end(), id == pid.to_string()) {
+                    continue;
+                }
+                let id = nix::unistd::Pid::from_raw(id.parse().expect("a thread id"));
+                ptrace::seize(id, ptrace::Options::empty())
+                    .expect("a tracer may hold its own child's thread");
+                ptrace::interrupt(id).expect("it is held");
+                waiting::waitpid(id, Some(waiting::WaitPidFlag::__WALL)).expect("it stops");
+                threads.push(id);
+            }
+            assert!(!threads.is_empty(), "there are threads to hold");
+            let _ = ready.send(threads.len());
+            let _ = wait.recv();
+            for id in threads {
+                let _ = ptrace::detach(id, None);
+            }
+        });
+        held.recv().expect("the threads are held");
+        Self {
+            release: Some(release),
+            tracer: Some(tracer),
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        drop(self.release.take());
+        if let Some(tracer) = self.tracer.take() {
+            let _ = tracer.join();
+        }
+    }
+}
+
 /// Where this build's binary of that name is. Tools of the workspace that a plain
 /// `cargo test` has not built are built once, here.
 pub fn binary(name: &str) -> PathBuf {
