@@ -80,6 +80,17 @@ fn close_range(flags: libc::c_uint) -> io::Result<()> {
 /// # Errors
 /// As `recvmsg(2)`, and `InvalidData` for a message longer than `buffer`.
 pub fn receive(channel: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    loop {
+        match receive_once(channel, buffer) {
+            // A socket with a timeout is not restarted by the kernel (signal(7)); the end
+            // of an io_uring that this thread has tried interrupts it like a signal.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            received => return received,
+        }
+    }
+}
+
+fn receive_once(channel: &OwnedFd, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     use std::os::fd::AsRawFd;
 
     let mut space = nix::cmsg_space!([RawFd; 1]);

@@ -454,14 +454,20 @@ fn send(channel: &OwnedFd, parts: &[&[u8]], descriptor: Option<RawFd>) -> io::Re
         .iter()
         .map(|descriptors| ControlMessage::ScmRights(descriptors))
         .collect();
-    sendmsg::<UnixAddr>(
-        channel.as_raw_fd(),
-        &parts,
-        &control,
-        MsgFlags::MSG_NOSIGNAL,
-        None,
-    )?;
-    Ok(())
+    loop {
+        let sent = sendmsg::<UnixAddr>(
+            channel.as_raw_fd(),
+            &parts,
+            &control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
+        match sent {
+            // As in `descriptors::receive`.
+            Err(nix::errno::Errno::EINTR) => {}
+            sent => return sent.map(drop).map_err(Into::into),
+        }
+    }
 }
 
 #[cfg(test)]
