@@ -44,6 +44,12 @@ const QUIET_LOOKS_MAX: usize = 4;
 /// How long one look at one file may take before [`Watch::stuck`] tells.
 const LOOK_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// How much older a file's time may be than the change that set it: the kernel takes it from a
+/// clock that moves once a tick (10 ms at the slowest), so a file written right after it was read
+/// seems to have been written before. Without this such a change was never noticed, since the first look is
+/// what later ones are compared with.
+const STAMP_LAG: Duration = Duration::from_millis(10);
+
 /// Watches files until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
@@ -384,8 +390,10 @@ impl Print {
         }
     }
 
+    /// At worst, once too often: see [`STAMP_LAG`].
     fn changed_since(&self, time: SystemTime) -> bool {
-        let Ok(time) = time.duration_since(SystemTime::UNIX_EPOCH) else {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).ok();
+        let Some(time) = since.and_then(|time| time.checked_sub(STAMP_LAG)) else {
             return true;
         };
         self.changed >= (time.as_secs() as i64, i64::from(time.subsec_nanos()))
@@ -576,5 +584,30 @@ mod tests {
                 .recv_timeout(Duration::from_millis(300))
                 .is_err()
         );
+    }
+
+    /// The clock that files are stamped by lags behind the one that `read_began` is of.
+    #[test]
+    fn a_change_right_after_the_reading_counts() {
+        let at = |nanoseconds: i64| Print {
+            device: 1,
+            inode: 1,
+            size: 1,
+            modified: (100, nanoseconds),
+            changed: (100, nanoseconds),
+        };
+        let read_began = SystemTime::UNIX_EPOCH + Duration::new(100, 500_000_000);
+        for (nanoseconds, changed) in [
+            (600_000_000, true),
+            (496_000_000, true),
+            (490_000_000, true),
+            (489_999_999, false),
+        ] {
+            assert_eq!(
+                at(nanoseconds).changed_since(read_began),
+                changed,
+                "{nanoseconds}"
+            );
+        }
     }
 }
