@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::mock::upstream;
 use crate::harness::pki::TestCa;
 use crate::harness::world::{Claviger, HOST, Site, bearer_route};
-use crate::harness::{Mock, Scripted, World};
+use crate::harness::{Client, Mock, Scripted, World};
 
 /// Claviger in front of one upstream table, with further lines in that table.
 #[track_caller]
@@ -376,23 +376,34 @@ fn answers_for_an_upstream_that_says_nothing_or_nonsense() {
     }
 }
 
-#[test]
-fn connections_to_an_upstream_are_bounded() {
-    let world = World::new();
-    let upstream = Scripted::start(&world, HOST, |peer| {
+/// An API that takes requests and says so, and no more.
+fn never_answers(world: &World) -> Scripted {
+    Scripted::start(world, HOST, |peer| {
         while peer.head().is_some() {
             peer.tell("asked");
             peer.wait_end();
         }
-    });
+    })
+}
+
+/// Sends a request; when this returns, the API has it, and has not answered.
+#[track_caller]
+fn ask_and_wait(client: &mut Client, upstream: &Scripted) {
+    client.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert_eq!(upstream.told(), "asked");
+}
+
+#[test]
+fn connections_to_an_upstream_are_bounded() {
+    let world = World::new();
+    let upstream = never_answers(&world);
     let claviger = serve(
         &world,
         &upstream.upstream("mock", HOST),
         "connections_max = 1\nqueue_max = 0\nidle_min = 0\n",
     );
     let mut first = claviger.connect(&world);
-    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-    assert_eq!(upstream.told(), "asked");
+    ask_and_wait(&mut first, &upstream);
     let answer = claviger.get(&world, "/second");
     answer.expect_own(503, "upstream_connections_exhausted");
     assert!(answer.field("retry-after").is_some());
@@ -421,8 +432,7 @@ fn a_request_waits_for_a_connection() {
         "connections_max = 1\nqueue_max = 1\nqueue_timeout = \"30s\"\nidle_min = 0\n",
     );
     let mut first = claviger.connect(&world);
-    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-    assert_eq!(upstream.told(), "asked");
+    ask_and_wait(&mut first, &upstream);
     let mut second = claviger.connect(&world);
     second.send(format!("GET /second HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
     claviger.wait_count("upstream_queued", 1);
@@ -439,20 +449,14 @@ fn a_request_waits_for_a_connection() {
 #[test]
 fn waiting_for_a_connection_has_an_end() {
     let world = World::new();
-    let upstream = Scripted::start(&world, HOST, |peer| {
-        while peer.head().is_some() {
-            peer.tell("asked");
-            peer.wait_end();
-        }
-    });
+    let upstream = never_answers(&world);
     let claviger = serve(
         &world,
         &upstream.upstream("mock", HOST),
         "connections_max = 1\nqueue_timeout = \"50ms\"\nidle_min = 0\n",
     );
     let mut first = claviger.connect(&world);
-    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-    assert_eq!(upstream.told(), "asked");
+    ask_and_wait(&mut first, &upstream);
     let answer = claviger.get(&world, "/second");
     answer.expect_own(503, "upstream_queue_timeout");
     assert!(answer.field("retry-after").is_some());
@@ -463,12 +467,7 @@ fn waiting_for_a_connection_has_an_end() {
 #[test]
 fn exchanges_are_bounded() {
     let world = World::new();
-    let upstream = Scripted::start(&world, HOST, |peer| {
-        while peer.head().is_some() {
-            peer.tell("asked");
-            peer.wait_end();
-        }
-    });
+    let upstream = never_answers(&world);
     let (_, key_file) = world.key_file("key");
     let claviger = world.start(&format!(
         "{}{}{}",
@@ -479,8 +478,7 @@ fn exchanges_are_bounded() {
         bearer_route(&key_file)
     ));
     let mut first = claviger.connect(&world);
-    first.send(format!("GET /first HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-    assert_eq!(upstream.told(), "asked");
+    ask_and_wait(&mut first, &upstream);
     let mut second = claviger.connect(&world);
     for path in ["/second", "/third"] {
         let answer = second.get(HOST, path);

@@ -227,6 +227,36 @@ fn who_waits_gets_the_next_connection() {
     });
 }
 
+/// A connection that comes back serves those who wait for its own key, however long others wait.
+#[test]
+fn nobody_waits_into_another_key_s_connection() {
+    on_each_driver(async || {
+        let world = World::new(UpstreamLimits {
+            connections_max: 1,
+            queue_timeout: Duration::from_secs(30),
+            ..limits()
+        });
+        let other = PoolKey {
+            credential: Some(CredentialId(2)),
+            ..KEY
+        };
+        let ours = world.leased().await;
+        let theirs = lease(&world.core, other, &world.upstream, Purpose::Request);
+        let mut theirs = theirs.await.expect("the origin is up");
+        let fd = theirs.connection().watch().fd();
+        let waits = lease(&world.core, other, &world.upstream, Purpose::Request);
+        let mut waits = Box::pin(waits);
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        ours.give_back(&world.upstream);
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        world.assert_places(2, 1);
+        theirs.give_back(&world.upstream);
+        let mut served = waits.await.expect("its own came back");
+        assert_eq!((served.key(), served.reused), (other, true));
+        assert_eq!(served.connection().watch().fd(), fd);
+    });
+}
+
 #[test]
 fn waiting_has_an_end_and_leaves_no_trace() {
     on_each_driver(async || {
