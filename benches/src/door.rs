@@ -72,6 +72,7 @@ impl Ledger {
                 .map(|(_, credential)| (credential.name(), credential.version())),
             stripped: plan.map(Plan::stripped),
             scrubbed: 0,
+            uninspected: None,
             total: Duration::from_micros(412_345),
             upstream_wait: Duration::from_micros(411_987),
             generation: 3,

@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 
 use policy::upstream::{CredentialId, UpstreamLimits};
 use policy::{
-    Caller, Callers, Credential, Endpoint, Injection, Listener, OnEcho, Route, Secret,
-    ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
+    Caller, Callers, Credential, Endpoint, Injection, Listener, OnEcho, OnUninspected, Route,
+    Secret, ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
 };
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -181,6 +181,7 @@ fn route(shared: &Shared, path: &str) -> Route {
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
         on_echo: OnEcho::Redact,
+        on_uninspected: OnUninspected::Refuse,
     }
 }
 

@@ -11,9 +11,13 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 use handoff::Counter;
-use policy::{OnEcho, Permit, Refuser, Verdict};
+use policy::{OnEcho, OnUninspected, Permit, Refuser, Verdict};
+use wire::coding::Coded;
 use wire::framing::{self, BodyFraming};
-use wire::head::{HeadError, HeadLimits, Method, Parse, RequestHead, ResponseHead, Version};
+use wire::head::{
+    Field, FieldId, HeadError, HeadLimits, Method, Parse, RequestHead, ResponseHead, Version,
+};
+use wire::inspect::Uninspected;
 use wire::rewrite::{self, Plan, ResponseEdit};
 
 use crate::connection::Peer;
@@ -250,6 +254,12 @@ const KEY_ECHOED: Problem = Problem::new(
     "key_echoed",
     Refuser::Policy,
     "The upstream's answer contains the key that was used, so it was not passed on (on_echo).",
+);
+const ANSWER_NOT_INSPECTED: Problem = Problem::new(
+    502,
+    "answer_not_inspected",
+    Refuser::Policy,
+    "The body of the upstream's answer cannot be searched for the key because of how it is coded, so it was not passed on (on_uninspected).",
 );
 const UPSTREAM_CLOSED: Problem = Problem::new(
     502,
@@ -758,7 +768,9 @@ fn upload_failed(error: BodyError, unanswered: bool) -> Failed {
             (REQUEST_BODY_TIMEOUT, "request_body_timeout")
         }
         // A request's body is not searched.
-        BodyError::Source(_) | BodyError::Sink | BodyError::Echo => return Failed::Abandoned,
+        BodyError::Source(_) | BodyError::Sink | BodyError::Echo | BodyError::Uninspected => {
+            return Failed::Abandoned;
+        }
     };
     if unanswered {
         Failed::Unanswered(problem)
@@ -857,8 +869,7 @@ impl Answer<'_, '_> {
             bytes_max: u64::MAX,
             pace: None,
             strip_trailers: &self.permit.route().strip_fields,
-            search: (self.permit.scrubber())
-                .map(|scrubber| Search::new(scrubber, self.permit.route().on_echo)),
+            search: self.search(response, framing)?,
         };
         let mut first = self.core.buffers.take_send();
         let used = if upgraded {
@@ -869,9 +880,10 @@ impl Answer<'_, '_> {
                 Ok(used) => used,
                 Err(error) => {
                     self.core.buffers.give_send(first);
-                    self.note_hits(body.hits());
+                    self.note_search(&body);
                     return Err(Failed::Unanswered(match error {
                         BodyError::Echo => KEY_ECHOED,
+                        BodyError::Uninspected => ANSWER_NOT_INSPECTED,
                         _ => BAD_UPSTREAM_ANSWER,
                     }));
                 }
@@ -890,7 +902,7 @@ impl Answer<'_, '_> {
         let read_timeout = self.permit.upstream().limits.read_timeout;
         let carried = body.carry(up, down, read_timeout, self.write_timeout).await;
         self.draft.borrow_mut().bytes_out = body.bytes;
-        self.note_hits(body.hits());
+        self.note_search(&body);
         match carried {
             Ok(()) => Ok(Answered {
                 up_reusable: response.keep_alive()
@@ -921,6 +933,10 @@ impl Answer<'_, '_> {
                 Err(Failed::Cut(Refuser::Upstream, "upstream_framing_broken"))
             }
             Err(BodyError::Echo) => Err(Failed::Cut(KEY_ECHOED.refuser, KEY_ECHOED.reason)),
+            Err(BodyError::Uninspected) => Err(Failed::Cut(
+                ANSWER_NOT_INSPECTED.refuser,
+                ANSWER_NOT_INSPECTED.reason,
+            )),
         }
     }
 
@@ -1062,9 +1078,67 @@ impl Answer<'_, '_> {
         Ok(())
     }
 
+    /// How the body will be searched, if it is.
+    fn search(
+        &self,
+        response: &ResponseHead,
+        framing: BodyFraming,
+    ) -> Result<Option<Search<'_>>, Failed> {
+        let route = self.permit.route();
+        let Some(scrubber) = self.permit.scrubber() else {
+            return Ok(None);
+        };
+        let coded = match framing {
+            BodyFraming::None | BodyFraming::Length(0) => Coded::Plain,
+            _ => coded(response),
+        };
+        let why = match coded {
+            Coded::Plain => return Ok(Some(Search::new(scrubber, route.on_echo))),
+            // RFC 9110, 15.3.7: a part of what the codings have made of the text.
+            Coded::With(_) if response.status() == 206 => Uninspected::Partial,
+            Coded::With(codings) => {
+                let (on_echo, on_uninspected) = (route.on_echo, route.on_uninspected);
+                return Ok(Some(Search::coded(
+                    codings,
+                    scrubber,
+                    on_echo,
+                    on_uninspected,
+                )));
+            }
+            Coded::Opaque => Uninspected::UnknownCoding,
+        };
+        match route.on_uninspected {
+            OnUninspected::Mark => Ok(Some(Search::blind(why, scrubber, route.on_echo))),
+            OnUninspected::Refuse => {
+                self.note_uninspected(why);
+                Err(Failed::Unanswered(ANSWER_NOT_INSPECTED))
+            }
+        }
+    }
+
     fn note_hits(&self, hits: usize) {
         note_hits(self.core, self.draft, hits);
     }
+
+    /// What came of the search of a body.
+    fn note_search(&self, body: &Body<'_>) {
+        self.note_hits(body.hits());
+        if let Some(why) = body.uninspected() {
+            self.note_uninspected(why);
+        }
+    }
+
+    fn note_uninspected(&self, why: Uninspected) {
+        self.core.count(Counter::answers_uninspected);
+        self.draft.borrow_mut().uninspected = Some(why.as_str());
+    }
+}
+
+/// What the fields of a response's head say of its body's codings.
+fn coded(response: &ResponseHead) -> Coded {
+    let is_coding = |field: &&Field| field.id == FieldId::ContentEncoding;
+    let fields = response.fields().iter().filter(is_coding);
+    Coded::of(fields.map(|field| response.value(field)))
 }
 
 /// The key came back so often.

@@ -53,6 +53,8 @@ pub struct Draft {
     /// Whether the key was written.
     pub injected: bool,
     pub scrubbed: usize,
+    /// Why the answer was not searched.
+    pub uninspected: Option<&'static str>,
     pub upstream_wait: Duration,
     open: bool,
     begun: bool,
@@ -83,6 +85,7 @@ impl Draft {
             upstream_address: None,
             injected: false,
             scrubbed: 0,
+            uninspected: None,
             upstream_wait: Duration::ZERO,
             open: false,
             begun: false,
@@ -112,6 +115,7 @@ impl Draft {
         self.upstream_address = None;
         self.injected = false;
         self.scrubbed = 0;
+        self.uninspected = None;
         self.upstream_wait = Duration::ZERO;
         self.open = true;
         self.begun = false;
@@ -163,6 +167,7 @@ impl Draft {
             credential,
             stripped: plan.map(Plan::stripped),
             scrubbed: self.scrubbed,
+            uninspected: self.uninspected,
             total: self.started.elapsed(),
             upstream_wait: self.upstream_wait,
             generation: snapshot.map_or(0, |snapshot| snapshot.generation),

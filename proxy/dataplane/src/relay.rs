@@ -3,15 +3,18 @@
 //! Framing is never copied: what comes in is read as data, and framed anew for
 //! the other side (RFC 9112, section 6). Whatever is at hand goes out at once, so
 //! an event stream arrives event by event. What an upstream sends is searched for
-//! the key on the way ([`Sieve`]); what may become a hit waits for the next bytes.
+//! the key on the way ([`Sieve`], and [`Inspector`] where it is coded); what may become
+//! a hit waits for the next bytes.
 
 use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
-use policy::OnEcho;
+use policy::{OnEcho, OnUninspected};
 use wire::chunked::{ChunkError, ChunkedDecoder, chunk_header};
+use wire::coding::Codings;
 use wire::framing::BodyFraming;
+use wire::inspect::{Inspector, Uninspected};
 use wire::names::NameSet;
 use wire::scrub::Scrubber;
 use wire::sieve::{OnHit, Sieve};
@@ -58,9 +61,11 @@ pub enum BodyError {
     Sink,
     /// It is larger than the route allows.
     TooLarge,
-    /// It contains the key, and the route blocks that. Nothing of the piece with the
-    /// key has left.
+    /// It contains the key, and that must not pass. Nothing of the piece with the key
+    /// has left.
     Echo,
+    /// It cannot be searched for the key, and the route refuses that.
+    Uninspected,
 }
 
 /// Both ends of a body's way, and what was carried.
@@ -113,23 +118,78 @@ impl Pace {
 pub struct Search<'r> {
     scrubber: &'r Scrubber,
     on_echo: OnEcho,
-    sieve: Sieve<'r>,
+    look: Look<'r>,
+    on_uninspected: OnUninspected,
+    uninspected: Option<Uninspected>,
     trailer_hits: usize,
 }
 
+/// How a body is looked at.
+enum Look<'r> {
+    /// As it comes.
+    Plain(Sieve<'r>),
+    /// Decoded, or it would be if it could.
+    Coded(Box<Inspector<'r>>),
+}
+
 impl<'r> Search<'r> {
+    /// Of a body that is not coded.
     pub fn new(scrubber: &'r Scrubber, on_echo: OnEcho) -> Self {
+        let sieve = Sieve::new(scrubber, on_hit(on_echo));
+        Self::looking(Look::Plain(sieve), scrubber, on_echo)
+    }
+
+    /// Of a coded one. A hit in it cannot be overwritten, so it is blocked.
+    pub fn coded(
+        codings: Codings,
+        scrubber: &'r Scrubber,
+        on_echo: OnEcho,
+        on_uninspected: OnUninspected,
+    ) -> Self {
+        let inspector = Inspector::new(codings, scrubber, on_hit(on_echo));
+        Self {
+            on_uninspected,
+            ..Self::looking(Look::Coded(Box::new(inspector)), scrubber, on_echo)
+        }
+    }
+
+    /// Of one that cannot be decoded, for a route that lets such answers pass: it is
+    /// searched as it comes.
+    pub fn blind(why: Uninspected, scrubber: &'r Scrubber, on_echo: OnEcho) -> Self {
+        let inspector = Inspector::blind(scrubber, on_hit(on_echo));
+        Self {
+            on_uninspected: OnUninspected::Mark,
+            uninspected: Some(why),
+            ..Self::looking(Look::Coded(Box::new(inspector)), scrubber, on_echo)
+        }
+    }
+
+    fn looking(look: Look<'r>, scrubber: &'r Scrubber, on_echo: OnEcho) -> Self {
         Self {
             scrubber,
             on_echo,
-            sieve: Sieve::new(scrubber, on_hit(on_echo)),
+            look,
+            on_uninspected: OnUninspected::Refuse,
+            uninspected: None,
             trailer_hits: 0,
         }
     }
 
     /// How often the key was found.
     pub fn hits(&self) -> usize {
-        self.sieve.hits() + self.trailer_hits
+        let body_hits = match &self.look {
+            Look::Plain(sieve) => sieve.hits(),
+            Look::Coded(inspector) => inspector.hits(),
+        };
+        body_hits + self.trailer_hits
+    }
+
+    /// Whether something waits for the body's end.
+    fn is_holding(&self) -> bool {
+        match &self.look {
+            Look::Plain(sieve) => sieve.is_holding(),
+            Look::Coded(inspector) => inspector.is_holding(),
+        }
     }
 
     /// Whether what was found must not pass.
@@ -137,10 +197,25 @@ impl<'r> Search<'r> {
         self.on_echo == OnEcho::Block && self.hits() > 0
     }
 
-    /// What of this may go on; nothing where a hit must not pass.
-    fn pass<'a>(&'a mut self, parts: &[&'a [u8]], is_last: bool) -> Option<&'a [u8]> {
-        let (clean, hits) = self.sieve.pass(parts, is_last);
-        (hits == 0 || self.on_echo != OnEcho::Block).then_some(clean)
+    /// What of this may go on.
+    fn pass<'a>(&'a mut self, parts: &[&'a [u8]], is_last: bool) -> Result<&'a [u8], BodyError> {
+        match &mut self.look {
+            Look::Plain(sieve) => match sieve.pass(parts, is_last) {
+                (_, 1..) if self.on_echo == OnEcho::Block => Err(BodyError::Echo),
+                (clean, _) => Ok(clean),
+            },
+            Look::Coded(inspector) => {
+                let passed = inspector.pass(parts, is_last);
+                self.uninspected = self.uninspected.or(passed.uninspected);
+                if passed.hits > 0 && self.on_echo != OnEcho::Report {
+                    return Err(BodyError::Echo);
+                }
+                if passed.uninspected.is_some() && self.on_uninspected == OnUninspected::Refuse {
+                    return Err(BodyError::Uninspected);
+                }
+                Ok(passed.clean)
+            }
+        }
     }
 
     /// Whether these may pass: those with a hit are dropped, all of them.
@@ -230,8 +305,7 @@ impl Body<'_> {
 
     /// What was held back, and the framing's own end.
     fn end_into(&mut self, out: &mut Vec<u8>) -> Result<(), BodyError> {
-        let is_holding = |search: &Search<'_>| search.sieve.is_holding();
-        if self.search.as_ref().is_some_and(is_holding) {
+        if self.search.as_ref().is_some_and(Search::is_holding) {
             self.writer.frame(sift(&mut self.search, &[], true)?, out);
         }
         if self.writer != BodyWriter::Chunked {
@@ -258,6 +332,11 @@ impl Body<'_> {
     /// How often the key was found.
     pub fn hits(&self) -> usize {
         self.search.as_ref().map_or(0, Search::hits)
+    }
+
+    /// Why the body was not searched, or not to its end.
+    pub fn uninspected(&self) -> Option<Uninspected> {
+        self.search.as_ref().and_then(|search| search.uninspected)
     }
 
     fn count(&mut self, n: usize) -> Result<(), BodyError> {
@@ -363,11 +442,11 @@ impl Body<'_> {
         let sent = match &mut self.search {
             None => self.writer.write(&data[..parts], bytes, to),
             Some(search) => match search.pass(&data[..parts], self.reader.is_done()) {
-                Some(clean) => {
+                Ok(clean) => {
                     bytes = clean.len();
                     self.writer.write(&[clean], bytes, to)
                 }
-                None => return (used, Err(BodyError::Echo)),
+                Err(error) => return (used, Err(error)),
             },
         };
         match sent {
@@ -417,7 +496,7 @@ fn sift<'a>(
 ) -> Result<&'a [u8], BodyError> {
     match search {
         None => Ok(data),
-        Some(search) => search.pass(&[data], is_last).ok_or(BodyError::Echo),
+        Some(search) => search.pass(&[data], is_last),
     }
 }
 

@@ -14,8 +14,8 @@ use std::time::Duration;
 use handoff::{Counters, Drain, Published, lane};
 use policy::upstream::{CredentialId, UpstreamLimits};
 use policy::{
-    AddressBook, Callers, Credential, Injection, Listener, OnEcho, Route, Secret, ServerLimits,
-    Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
+    AddressBook, Callers, Credential, Injection, Listener, OnEcho, OnUninspected, Route, Secret,
+    ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
 };
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::default_provider;
@@ -485,6 +485,7 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
         on_echo: OnEcho::Redact,
+        on_uninspected: OnUninspected::Refuse,
     };
     let host = VirtualHost::new(
         HOST,

@@ -6,12 +6,17 @@
 //!
 //! `cargo +nightly fuzz run head corpus/head seeds/head` (from `proxy/`) runs one of them.
 
+use std::io::Read;
+
 use wire::chunked::{ChunkedDecoder, LAST_CHUNK, chunk_header};
+use wire::coding::{Coding, Codings};
 use wire::framing::{self, BodyFraming};
 use wire::head::{HeadLimits, Method, Parse, RequestHead, ResponseHead, TargetForm, Version};
+use wire::inspect::{Inspector, Uninspected};
 use wire::names::{NameSet, ParamSet};
 use wire::rewrite::{self, Plan, RequestEdit, ResponseEdit};
 use wire::scrub::Scrubber;
+use wire::sieve::OnHit;
 use wire::target;
 
 /// Heads parse to what a plain reading of the lines gives, however they arrive, or not at all.
@@ -256,6 +261,120 @@ pub fn target(data: &[u8]) {
         let scrubber = Scrubber::new(&needles);
         assert_eq!(scrubber.find(data).map(|hit| hit.start), Some(0));
         assert_eq!(scrubber.find(&encoded).map(|hit| hit.start), Some(0));
+    }
+}
+
+/// A coded body goes on as it came or not at all, in whatever pieces it comes, and what goes on decodes
+/// to no key.
+///
+/// The first byte chooses the codings, the second one the size of pieces.
+pub fn inspect(data: &[u8]) {
+    const KEY: &[u8] = b"the-real-key";
+    let [options, size, input @ ..] = data else {
+        return;
+    };
+    let coding = |bits: u8| match bits & 3 {
+        0 => Some(Coding::Gzip),
+        1 => Some(Coding::Deflate),
+        2 => Some(Coding::Brotli),
+        _ => None,
+    };
+    let inner = coding(*options).unwrap_or(Coding::Gzip);
+    let mut codings = Codings::one(inner);
+    if let Some(outer) = coding(options >> 2) {
+        codings = codings.and(outer).expect("two are allowed");
+    }
+    let scrubber = Scrubber::of_secrets(&[KEY], &[]);
+    let whole = Inspected::of(codings, &scrubber, &[input]);
+    let pieces: Vec<&[u8]> = input.chunks(usize::from(*size).max(1)).collect();
+    let in_pieces = Inspected::of(codings, &scrubber, &pieces);
+    let holds_key = |body: &[u8]| {
+        let text = plain_text(codings.applied(), body);
+        text.windows(KEY.len()).any(|window| window == KEY)
+    };
+    for inspected in [&whole, &in_pieces] {
+        assert!(input.starts_with(&inspected.out), "other bytes went on");
+        let is_clean = inspected.hits == 0 && inspected.uninspected.is_none();
+        assert_eq!(
+            is_clean,
+            inspected.out.len() == input.len() || input.is_empty()
+        );
+        assert!(!holds_key(&inspected.out), "the key went on");
+    }
+    // How far a body unfolds is counted by what has arrived, and a piece that is malformed behind a
+    // key is one thing or the other.
+    let too_far = Some(Uninspected::UnfoldsTooFar);
+    if whole.uninspected.is_none() && in_pieces.uninspected != too_far {
+        assert_eq!(in_pieces.uninspected, None);
+        assert_eq!(in_pieces.hits > 0, whole.hits > 0);
+    }
+}
+
+/// What an [`Inspector`] makes of a body, where nothing passes that was not searched.
+struct Inspected {
+    out: Vec<u8>,
+    hits: usize,
+    uninspected: Option<Uninspected>,
+}
+
+impl Inspected {
+    fn of(codings: Codings, scrubber: &Scrubber, pieces: &[&[u8]]) -> Self {
+        let mut inspector = Inspector::new(codings, scrubber, OnHit::Redact);
+        let mut inspected = Self {
+            out: Vec::new(),
+            hits: 0,
+            uninspected: None,
+        };
+        for piece in pieces.iter().copied().map(Some).chain([None]) {
+            let parts: &[&[u8]] = piece.as_slice();
+            let passed = inspector.pass(parts, piece.is_none());
+            inspected.hits += passed.hits;
+            inspected.uninspected = passed.uninspected;
+            if inspected.hits > 0 || inspected.uninspected.is_some() {
+                break;
+            }
+            inspected.out.extend_from_slice(passed.clean);
+        }
+        inspected
+    }
+}
+
+/// What a body decodes to until something is wrong with it, as other programs' readers see it.
+fn plain_text(codings: &[Coding], body: &[u8]) -> Vec<u8> {
+    let mut text = body.to_vec();
+    for coding in codings.iter().rev() {
+        let mut reader: Box<dyn Read + '_> = match coding {
+            Coding::Gzip => Box::new(flate2::read::MultiGzDecoder::new(&text[..])),
+            Coding::Deflate if is_zlib(&text) => {
+                Box::new(flate2::read::ZlibDecoder::new(&text[..]))
+            }
+            Coding::Deflate => Box::new(flate2::read::DeflateDecoder::new(&text[..])),
+            Coding::Brotli => Box::new(brotli::Decompressor::new(&text[..], 4096)),
+        };
+        let mut decoded = Vec::new();
+        let mut room = [0; 4096];
+        while let Ok(read @ 1..) = reader.read(&mut room) {
+            decoded.extend_from_slice(&room[..read]);
+            if decoded.len() > PLAIN_TEXT_MAX {
+                break;
+            }
+        }
+        drop(reader);
+        text = decoded;
+    }
+    text
+}
+
+/// Bytes that are looked at of what a body decodes to: more than an [`Inspector`] decodes of one that
+/// fuzzing makes.
+const PLAIN_TEXT_MAX: usize = 5 << 20;
+
+fn is_zlib(body: &[u8]) -> bool {
+    match body {
+        [first, second, ..] => {
+            first & 0x8f == 8 && (u16::from(*first) << 8 | u16::from(*second)) % 31 == 0
+        }
+        _ => false,
     }
 }
 

@@ -71,6 +71,8 @@ counters! {
     upstream_idle,
     /// Injected values found in answers.
     scrub_hits,
+    /// Answers whose body was not searched for them, or not to its end.
+    answers_uninspected,
     /// Audit records written to the lane.
     audit_records,
     /// Audit records dropped because the lane was full.

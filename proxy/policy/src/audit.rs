@@ -61,6 +61,8 @@ pub struct AuditRecord<'a> {
     pub stripped: Option<&'a Stripped>,
     /// How often an injected value came back in the answer.
     pub scrubbed: usize,
+    /// Why the answer's body was not searched for it, or not to its end.
+    pub uninspected: Option<&'static str>,
     /// From the complete head to the end of the exchange.
     pub total: Duration,
     /// Of that, waiting for the upstream: connecting, and until its response head.
@@ -147,6 +149,9 @@ impl AuditRecord<'_> {
         out.push(b']');
         if self.scrubbed > 0 {
             number(key!("scrubbed"), self.scrubbed as u64, out);
+        }
+        if let Some(why) = self.uninspected {
+            text(key!("uninspected"), why, out);
         }
         number(key!("total_us"), micros(self.total), out);
         number(key!("upstream_us"), micros(self.upstream_wait), out);
@@ -332,6 +337,7 @@ mod tests {
             credential: Some(("mail", "v7")),
             stripped: None,
             scrubbed: 0,
+            uninspected: None,
             total: Duration::from_micros(1500),
             upstream_wait: Duration::from_micros(1400),
             generation: 3,
@@ -353,6 +359,20 @@ mod tests {
                 "\n"
             )
         );
+    }
+
+    #[test]
+    fn what_is_unusual_is_said_where_it_is() {
+        let mut out = Vec::new();
+        AuditRecord {
+            scrubbed: 2,
+            uninspected: Some("malformed"),
+            ..record(b"/")
+        }
+        .encode(&mut out);
+        let line = String::from_utf8(out).expect("ASCII");
+        let expected = r#""stripped":[],"scrubbed":2,"uninspected":"malformed","total_us""#;
+        assert!(line.contains(expected), "{line}");
     }
 
     #[test]

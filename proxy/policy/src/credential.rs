@@ -12,6 +12,11 @@ use crate::secret::Secret;
 /// by chance, and garble what passes. `check` warns about them.
 pub const SCRUB_BYTES_MIN: usize = 16;
 
+/// Earlier values of a key that answers are still searched for. Past it the oldest is
+/// forgotten, and its memory wiped. Providers keep two values valid at once, so one
+/// suffices; the second is for a key that is replaced twice in a hurry.
+pub const EARLIER_MAX: usize = 2;
+
 /// How a key is written into a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Injection {
@@ -120,18 +125,28 @@ impl Credential {
         injection: Injection,
         secret: &Secret,
     ) -> Result<Self, CredentialError> {
-        let mut key = secret.expose();
-        key = key.strip_suffix(b"\n").unwrap_or(key);
-        key = key.strip_suffix(b"\r").unwrap_or(key);
+        Self::after(name, version, injection, secret, &[])
+    }
+
+    /// The same for a key that has had these values before. They are never written, but
+    /// the provider may still honour them, so answers are searched for them too.
+    ///
+    /// # Errors
+    /// [`CredentialError`], about the present value only.
+    pub fn after(
+        name: &str,
+        version: &str,
+        injection: Injection,
+        secret: &Secret,
+        earlier: &[&Secret],
+    ) -> Result<Self, CredentialError> {
+        let key = line_of(secret);
         if key.is_empty() {
             return Err(CredentialError::Empty);
         }
         if key.iter().any(|&byte| byte < 0x20 || byte == 0x7f) {
             return Err(CredentialError::ControlCharacter);
         }
-        // What is searched for: the secret part alone, and how it is written.
-        let mut secret_part = key;
-        let mut basic = Zeroizing::new(String::new());
         // Sized ahead: a Vec that grows leaves copies of the key behind it.
         let mut rendered = Vec::with_capacity(64 + key.len() * 3 + 256);
         match &injection {
@@ -141,22 +156,10 @@ impl Credential {
                 rendered.extend_from_slice(b"\r\n");
             }
             Injection::Basic { username } => {
-                let mut pair = Zeroizing::new(Vec::with_capacity(
-                    key.len() + username.as_ref().map_or(0, String::len) + 1,
-                ));
-                match username {
-                    Some(username) => {
-                        pair.extend_from_slice(username.as_bytes());
-                        pair.push(b':');
-                        pair.extend_from_slice(key);
-                    }
-                    None if !key.contains(&b':') => return Err(CredentialError::BasicWithoutColon),
-                    None => {
-                        pair.extend_from_slice(key);
-                        secret_part = secret_of_pair(key);
-                    }
+                if username.is_none() && !key.contains(&b':') {
+                    return Err(CredentialError::BasicWithoutColon);
                 }
-                basic = Zeroizing::new(STANDARD.encode(&pair[..]));
+                let basic = basic_of(username.as_deref(), key);
                 rendered.extend_from_slice(b"Authorization: Basic ");
                 rendered.extend_from_slice(basic.as_bytes());
                 rendered.extend_from_slice(b"\r\n");
@@ -181,10 +184,7 @@ impl Credential {
                 percent_encode_query(key, &mut rendered);
             }
         }
-        let long_enough = |text: &&[u8]| text.len() >= SCRUB_BYTES_MIN;
-        let secrets: Vec<&[u8]> = [secret_part].into_iter().filter(long_enough).collect();
-        let renderings: Vec<&[u8]> = [basic.as_bytes()].into_iter().filter(long_enough).collect();
-        let scrubber = Scrubber::of_secrets(&secrets, &renderings);
+        let scrubber = scrubber_of(&injection, std::iter::once(&secret).chain(earlier));
         Ok(Self {
             name: name.into(),
             version: version.into(),
@@ -218,6 +218,58 @@ impl Credential {
     pub(crate) fn rendered(&self) -> &[u8] {
         self.rendered.expose()
     }
+}
+
+/// What is written of a secret: all but one line's end behind it.
+fn line_of(secret: &Secret) -> &[u8] {
+    let key = secret.expose();
+    let key = key.strip_suffix(b"\n").unwrap_or(key);
+    key.strip_suffix(b"\r").unwrap_or(key)
+}
+
+/// The value of `Basic` for this username, or for a key that is the whole pair.
+fn basic_of(username: Option<&str>, key: &[u8]) -> Zeroizing<String> {
+    let Some(username) = username else {
+        return Zeroizing::new(STANDARD.encode(key));
+    };
+    let mut pair = Zeroizing::new(Vec::with_capacity(username.len() + 1 + key.len()));
+    pair.extend_from_slice(username.as_bytes());
+    pair.push(b':');
+    pair.extend_from_slice(key);
+    Zeroizing::new(STANDARD.encode(&pair[..]))
+}
+
+/// Searches for these values of one key: for the secret part alone of each, and for how it
+/// is written.
+fn scrubber_of<'k>(
+    injection: &Injection,
+    values: impl Iterator<Item = &'k &'k Secret>,
+) -> Scrubber {
+    let mut secrets = Vec::new();
+    let mut renderings = Vec::new();
+    for value in values {
+        let key = line_of(value);
+        match injection {
+            Injection::Basic { username } => {
+                secrets.push(match username {
+                    Some(_) => key,
+                    None => secret_of_pair(key),
+                });
+                renderings.push(basic_of(username.as_deref(), key));
+            }
+            Injection::Bearer | Injection::Header { .. } | Injection::Query { .. } => {
+                secrets.push(key);
+            }
+        }
+    }
+    let long_enough = |text: &&[u8]| text.len() >= SCRUB_BYTES_MIN;
+    let renderings: Vec<&[u8]> = renderings
+        .iter()
+        .map(|text| text.as_bytes())
+        .filter(long_enough)
+        .collect();
+    secrets.retain(long_enough);
+    Scrubber::of_secrets(&secrets, &renderings)
 }
 
 /// Which part of `user:password` is the secret. An account's name stands in many an answer, and
@@ -324,6 +376,41 @@ mod tests {
             assert!(credential.scrubber().find(hay).is_some());
         }
         assert!(credential.scrubber().find(b"Location: /?p=api").is_none());
+    }
+
+    #[test]
+    fn earlier_values_are_searched_for_and_never_written() {
+        let secret = |text: &str| Secret::new(text.into());
+        let (new, old, older) = (
+            secret("new-0123456789abcdef\n"),
+            secret("old-0123456789abcdef\r\n"),
+            secret("older-0123456789abcdef"),
+        );
+        let credential =
+            Credential::after("c", "v", Injection::Bearer, &new, &[&old, &older]).expect("a key");
+        assert_eq!(
+            credential.rendered(),
+            b"Authorization: Bearer new-0123456789abcdef\r\n"
+        );
+        let finds = |hay: &str| credential.scrubber().find(hay.as_bytes()).is_some();
+        for value in ["new", "old", "older"] {
+            assert!(finds(&format!("echo {value}-0123456789abcdef.")), "{value}");
+            let encoded = STANDARD.encode(format!("{value}-0123456789abcdef"));
+            assert!(finds(&encoded), "{value}");
+        }
+        assert!(!finds("echo other-0123456789abcdef."));
+        // What was a pair is searched for as one, and one that is too short is not.
+        let basic = Injection::Basic { username: None };
+        let (new, old, short) = (
+            secret("account:new-0123456789abcdef"),
+            secret("account:old-0123456789abcdef"),
+            secret("account:short"),
+        );
+        let credential = Credential::after("c", "v", basic, &new, &[&old, &short]).expect("a pair");
+        let finds = |hay: &str| credential.scrubber().find(hay.as_bytes()).is_some();
+        assert!(finds("old-0123456789abcdef"));
+        assert!(finds(&STANDARD.encode("account:old-0123456789abcdef")));
+        assert!(!finds("account:short") && !finds("account:"));
     }
 
     #[test]

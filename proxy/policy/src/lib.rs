@@ -25,7 +25,7 @@ pub mod verdict;
 
 pub use access::{Caller, Callers};
 pub use credential::{Credential, Injection};
-pub use route::{Endpoint, OnEcho, Route};
+pub use route::{Endpoint, OnEcho, OnUninspected, Route};
 pub use secret::Secret;
 pub use snapshot::{Listener, ServerLimits, Snapshot, UnknownSni, VirtualHost};
 pub use upstream::{AddressBook, Upstream, UpstreamId};

@@ -50,6 +50,8 @@ pub struct Route {
     pub response_head_timeout: Option<Duration>,
     /// What becomes of an answer that contains the key.
     pub on_echo: OnEcho,
+    /// What becomes of an answer that cannot be searched for the key.
+    pub on_uninspected: OnUninspected,
 }
 
 /// What becomes of an answer that contains the key that was written. It is counted and stands on the
@@ -63,6 +65,17 @@ pub enum OnEcho {
     Block,
     /// The answer passes with the key in it.
     Report,
+}
+
+/// What becomes of an answer whose body cannot be searched: in a coding that is not known, or not coded
+/// as it says. It is counted and stands on the audit trail in each case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnUninspected {
+    /// 502 instead of the answer; one that is under way is cut.
+    #[default]
+    Refuse,
+    /// The answer passes; its record says so.
+    Mark,
 }
 
 impl Route {

@@ -2,8 +2,8 @@
 
 use zeroize::Zeroizing;
 
-/// Key material. `Debug` shows nothing of it, there is no `Display`, no
-/// `Clone`, no comparison, and reading it is private to this crate.
+/// Key material. `Debug` shows nothing of it, there is no `Display` and no
+/// `Clone`, and reading it is private to this crate.
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
@@ -20,6 +20,12 @@ impl Secret {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether a source gave the same twice. For two secrets of our own: a caller's
+    /// guess must never get here, since the time that it takes tells.
+    pub fn is_unchanged_from(&self, earlier: &Secret) -> bool {
+        self.0 == earlier.0
     }
 
     /// The bytes. A search for this name is the whole audit of who reads keys.

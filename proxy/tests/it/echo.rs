@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
 use crate::harness::leak::Leak;
+use crate::harness::process::Process;
 use crate::harness::scripted::Peer;
 use crate::harness::world::{Claviger, HOST, bearer_route};
 use crate::harness::{Client, Scripted, World};
@@ -18,6 +19,22 @@ fn site(
     key: Option<&str>,
     script: impl Fn(&mut Peer, &str, &str) + Send + Sync + 'static,
 ) -> (Claviger, Scripted, World) {
+    site_with(
+        &format!("on_echo = {on_echo:?}\n"),
+        key,
+        move |peer, head, key| {
+            let target = head.split(' ').nth(1).unwrap_or_default();
+            script(peer, target, key);
+        },
+    )
+}
+
+/// The same with any lines in the route, for a script that gets the whole head.
+pub(crate) fn site_with(
+    lines: &str,
+    key: Option<&str>,
+    script: impl Fn(&mut Peer, &str, &str) + Send + Sync + 'static,
+) -> (Claviger, Scripted, World) {
     let world = World::new();
     let key_file = match key {
         Some(key) => world.write("key", key),
@@ -25,22 +42,35 @@ fn site(
     };
     let upstream = Scripted::start(&world, HOST, move |peer| {
         while let Some(head) = peer.head() {
-            let target = head.split(' ').nth(1).unwrap_or_default().to_owned();
             let key = head
                 .lines()
                 .find_map(|line| line.strip_prefix("Authorization: Bearer "))
                 .unwrap_or("no key")
                 .to_owned();
-            script(peer, &target, &key);
+            script(peer, &head, &key);
         }
     });
     let claviger = world.start(&format!(
-        "{}{}{}on_echo = {on_echo:?}\n",
+        "{}{}{}{lines}",
         world.base(),
         upstream.upstream("mock", HOST),
         bearer_route(&key_file)
     ));
     (claviger, upstream, world)
+}
+
+/// curl, on its way to this path; its outputs are searched for keys.
+pub(crate) fn curl(claviger: &Claviger, world: &World, path: &str, further: &[&str]) -> Process {
+    let mut command = Command::new("curl");
+    let port = claviger.address().port();
+    command
+        .args(["--silent", "--show-error", "--no-buffer", "--http1.1"])
+        .arg("--cacert")
+        .arg(world.path("root.pem"))
+        .args(["--resolve", &format!("{HOST}:{port}:127.0.0.1")])
+        .args(further)
+        .arg(format!("https://{HOST}:{port}{path}"));
+    world.watch("curl", command)
 }
 
 /// What an upstream may make of a key.
@@ -351,21 +381,12 @@ fn a_blocking_route_answers_502_or_cuts() {
         assert_eq!(record["scrubbed"], 1, "{record}");
         assert_eq!(record["refused_by"], "policy", "{record}");
     }
-    let curl = |path: &str| {
-        let mut command = Command::new("curl");
-        let port = claviger.address().port();
-        command
-            .args(["--silent", "--show-error", "--no-buffer", "--http1.1"])
-            .arg("--cacert")
-            .arg(world.path("root.pem"))
-            .args(["--resolve", &format!("{HOST}:{port}:127.0.0.1")])
-            .arg(format!("https://{HOST}:{port}{path}"));
-        world.watch("curl", command)
-    };
-    let fine = curl("/fine").finish().expect_code(0);
+    let fine = curl(&claviger, &world, "/fine", &[])
+        .finish()
+        .expect_code(0);
     assert_eq!(fine.out_text(), "fine");
     // What is under way is cut, and does not look whole.
-    let cut = curl("/later");
+    let cut = curl(&claviger, &world, "/later", &[]);
     cut.out
         .wait("the beginning", |text| text.contains("begun").then_some(()));
     go.send(()).expect("the script waits");
@@ -396,11 +417,11 @@ fn a_reporting_route_passes_the_answer_as_it_is() {
     }
 }
 
-/// A redirect to another host carries no key, nor does the request with which the caller follows it
-/// through us: there it gets that route's own key.
-#[test]
-fn a_followed_redirect_carries_no_key() {
-    const OTHER: &str = "other.example.com";
+const OTHER: &str = "other.example.com";
+
+/// One API that sends everybody on to [`OTHER`], and gets its key in the target; and that other one. The keys
+/// of both.
+fn redirecting() -> (Claviger, [Scripted; 2], World, [String; 2]) {
     let world = World::new();
     let (key, key_file) = world.key_file("key");
     let (other_key, other_file) = world.key_file("other");
@@ -410,6 +431,7 @@ fn a_followed_redirect_carries_no_key() {
             peer.send(format!(
                 "HTTP/1.1 307 Temporary Redirect\r\nLocation: https://{OTHER}{target}\r\nContent-Length: 0\r\n\r\n"
             ));
+            peer.tell(head);
         }
     });
     let second = Scripted::start(&world, OTHER, |peer| {
@@ -437,15 +459,34 @@ fn a_followed_redirect_carries_no_key() {
         ),
         route("second", OTHER, &other_file, "inject = \"bearer\""),
     ));
-    let answer = claviger.get(&world, "/go?a=1");
-    assert_eq!(answer.expect(307).status, 307);
-    let location = answer.field("location").expect("a redirect");
-    let target = location
-        .strip_prefix(&format!("https://{OTHER}"))
-        .expect("to the other host");
+    (claviger, [first, second], world, [key, other_key])
+}
+
+/// The path and query of the redirect to [`OTHER`] that `/go?a=1` is answered with.
+fn redirect_target(claviger: &Claviger, world: &World) -> String {
+    let answer = claviger.get(world, "/go?a=1");
+    let location = answer.expect(307).field("location").expect("a redirect");
+    let target = location.strip_prefix(&format!("https://{OTHER}"));
+    target.expect("to the other host").to_owned()
+}
+
+#[test]
+fn a_redirect_to_another_host_carries_no_key() {
+    let (claviger, [first, _second], world, [key, _]) = redirecting();
+    let target = redirect_target(&claviger, &world);
+    // The upstream did get it, and put it there.
+    assert!(Leak::of(&key).search(first.told().as_bytes()).is_some());
     assert_eq!(target, "/go?key=redacted&a=1");
+    assert_eq!(claviger.audit_of("/go")["scrubbed"], 1);
+}
+
+/// Who follows a redirect through us gets that route's own key, and none of the one that sent it there.
+#[test]
+fn a_followed_redirect_carries_no_key() {
+    let (claviger, [_first, second], world, [key, other_key]) = redirecting();
+    let target = redirect_target(&claviger, &world);
     let mut client = claviger.connect_as(&world, OTHER);
-    assert_eq!(client.get(OTHER, target).expect(200).text(), "followed");
+    assert_eq!(client.get(OTHER, &target).expect(200).text(), "followed");
     let received = second.told();
     assert!(received.contains(&format!("Authorization: Bearer {other_key}\r\n")));
     Leak::of(&key).assert_none("what the other API received", received.as_bytes());

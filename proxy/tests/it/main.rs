@@ -11,6 +11,7 @@ mod audit;
 mod bodies;
 mod cli;
 mod clients;
+mod coded;
 mod conformance;
 mod docs;
 mod driver;

@@ -14,7 +14,7 @@ use crate::harness::world::{Claviger, HOST, Site, bearer_route};
 use crate::harness::{Mock, World};
 
 /// Replaces a file the careful way: a new one beside it, then a rename.
-fn rename_over(path: &Path, content: &str) {
+pub(crate) fn rename_over(path: &Path, content: &str) {
     let beside = path.with_extension("new");
     fs::write(&beside, content).expect("writable");
     fs::set_permissions(&beside, fs::Permissions::from_mode(0o600)).expect("ours");

@@ -4,15 +4,17 @@
 //! come out. It holds no secret longer than a [`scrub::Scrubber`] lives, and it never copies the key
 //! that is written into a request: a [`rewrite::Plan`] only says *where* the caller's slice goes.
 //!
-//! What it deliberately lacks: HTTP/2, content decoding, routing. Where RFC 9112 lets a recipient be
-//! lenient, this crate refuses instead: two parsers that guess differently are how requests are
-//! smuggled.
+//! What it deliberately lacks: HTTP/2, routing, and changing what a content coding hides. Where
+//! RFC 9112 lets a recipient be lenient, this crate refuses instead: two parsers that guess differently
+//! are how requests are smuggled.
 #![forbid(unsafe_code)]
 
 pub mod chunked;
+pub mod coding;
 pub mod frames;
 pub mod framing;
 pub mod head;
+pub mod inspect;
 pub mod names;
 pub mod rewrite;
 pub mod scrub;

@@ -10,8 +10,11 @@
 
 use core::ops::Range;
 
+use crate::coding;
 use crate::framing::BodyFraming;
-use crate::head::{FieldId, Method, RequestHead, ResponseHead, TargetForm, Version, classify};
+use crate::head::{
+    Field, FieldId, Method, RequestHead, ResponseHead, TargetForm, Version, classify,
+};
 use crate::names::{NameSet, ParamSet, eq_folded};
 use crate::sieve::REDACTED;
 use crate::{Span, scrub, target};
@@ -104,6 +107,7 @@ impl Plan {
     }
 
     /// Adds bytes of our own.
+    #[inline]
     fn text(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -232,7 +236,8 @@ pub struct RequestEdit<'a> {
     /// Pass `Expect: 100-continue` on. Any other expectation is removed.
     pub expect_continue: bool,
     /// The answer will be searched. Then no WebSocket extension is offered (RFC 6455, section 9): each
-    /// of them may change what a frame's bytes mean, as `permessage-deflate` does.
+    /// of them may change what a frame's bytes mean, as `permessage-deflate` does. And only content
+    /// codings that can be looked into are asked for ([`coding::write_acceptable`]).
     pub searched: bool,
     /// Further complete lines (CDN-Loop), each with its CRLF; copied into the plan.
     pub lines: &'a [&'a [u8]],
@@ -253,14 +258,20 @@ pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
     for field in head.fields() {
         let name = head.name(field);
         let keep = match field.id {
-            FieldId::Other => match edit.strip_fields.get(name) {
-                Some(known) => {
-                    plan.stripped.add("", known);
-                    false
+            FieldId::Other | FieldId::AcceptEncoding | FieldId::ContentEncoding => {
+                match edit.strip_fields.get(name) {
+                    Some(known) => {
+                        plan.stripped.add("", known);
+                        false
+                    }
+                    None if edit.searched && eq_folded(name, WEBSOCKET_EXTENSIONS) => false,
+                    None if is_nominated(name, head.nominated(), head.bytes()) => false,
+                    None if edit.searched && field.id == FieldId::AcceptEncoding => {
+                        accept_encoding(field, head, plan)
+                    }
+                    None => true,
                 }
-                None if edit.searched && eq_folded(name, WEBSOCKET_EXTENSIONS) => false,
-                None => !is_nominated(name, head.nominated(), head.bytes()),
-            },
+            }
             FieldId::CdnLoop => true,
             FieldId::Expect => {
                 edit.expect_continue
@@ -331,9 +342,12 @@ pub fn response(head: &ResponseHead, edit: &ResponseEdit<'_>, plan: &mut Plan) -
     for field in head.fields() {
         let name = head.name(field);
         let keep = match field.id {
-            FieldId::Other | FieldId::Cookie | FieldId::Host | FieldId::Expect => {
-                !is_nominated(name, head.nominated(), head.bytes())
-            }
+            FieldId::Other
+            | FieldId::Cookie
+            | FieldId::Host
+            | FieldId::Expect
+            | FieldId::AcceptEncoding
+            | FieldId::ContentEncoding => !is_nominated(name, head.nominated(), head.bytes()),
             FieldId::ContentLength => keep_length,
             FieldId::Trailer => edit.framing == BodyFraming::Chunked,
             FieldId::CdnLoop => true,
@@ -474,6 +488,18 @@ fn query(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
     }
 }
 
+/// Whether the field may stay as it is. If not, one in its place is planned.
+fn accept_encoding(field: &Field, head: &RequestHead, plan: &mut Plan) -> bool {
+    let value = head.value(field);
+    if coding::is_acceptable(value) {
+        return true;
+    }
+    plan.text(b"Accept-Encoding: ");
+    coding::write_acceptable(value, |bytes| plan.text(bytes));
+    plan.text(b"\r\n");
+    false
+}
+
 fn upgrade(token: Option<&[u8]>, plan: &mut Plan) {
     if let Some(token) = token {
         plan.text(b"Connection: upgrade\r\nUpgrade: ");
@@ -544,6 +570,7 @@ fn scrubbed_line(line: Span, value: Span, plan: &mut Plan) -> bool {
 
 /// Whether Connection names this field. One without options of its own, which is nearly every one,
 /// costs a comparison of lengths.
+#[inline]
 fn is_nominated(name: &[u8], nominated: &[Span], bytes: &[u8]) -> bool {
     nominated
         .iter()

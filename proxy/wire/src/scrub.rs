@@ -5,7 +5,7 @@
 //! nothing waits that cannot be the start of one; [`Sieve`](crate::sieve::Sieve) does that. What
 //! replaces a hit is the caller's choice.
 //!
-//! It lacks decompression: a body that arrives compressed is searched as it is.
+//! It lacks decompression: [`Inspector`](crate::inspect::Inspector) unfolds a coded body for it.
 
 mod escape;
 

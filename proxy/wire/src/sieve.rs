@@ -104,6 +104,12 @@ impl<'s> Sieve<'s> {
         !self.held.is_empty()
     }
 
+    /// How many bytes wait.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.held.len()
+    }
+
     /// How often something was found so far.
     #[must_use]
     pub fn hits(&self) -> usize {

@@ -105,6 +105,8 @@ pub struct RouteDraft {
     pub retry_with_idempotency_key: bool,
     /// What becomes of an answer that contains the key.
     pub on_echo: policy::OnEcho,
+    /// What becomes of an answer that cannot be searched for it.
+    pub on_uninspected: policy::OnUninspected,
     /// `u64::MAX` is no limit.
     pub body_bytes_max: u64,
     /// Its own limit, or its preset's.

@@ -596,6 +596,8 @@ pub struct Route {
     pub retry_with_idempotency_key: Option<Written<bool>>,
     /// What becomes of an answer that contains the key: `"redact"` overwrites the key, `"block"` answers 502 or cuts what is under way, `"report"` passes it on. It is counted and recorded in each case. Default: `"redact"`.
     pub on_echo: Option<Written<OnEcho>>,
+    /// What becomes of an answer whose body cannot be searched for the key (a coding that is not known or that lies, a part of a coded body): `"refuse"` answers 502 or cuts what is under way, `"mark"` passes it on. It is counted and recorded in each case. Default: `"refuse"`; with `on_echo = "report"`, which refuses nothing, `"mark"`.
+    pub on_uninspected: Option<Written<OnUninspected>>,
     /// The largest request body. Past it the answer is 413. Default: `"unlimited"`.
     pub body_bytes_max: Option<Written<Size>>,
     /// From the end of a request to the end of the response head. Past it the answer is 504. Default: the upstream's.
@@ -624,6 +626,17 @@ pub enum OnEcho {
     Block,
     /// The answer passes as it is.
     Report,
+}
+
+/// What becomes of an answer that cannot be searched for the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
+pub enum OnUninspected {
+    /// The answer is refused or cut.
+    Refuse,
+    /// The answer passes, and its record says so.
+    Mark,
 }
 
 // ---- Reading ---------------------------------------------------------------

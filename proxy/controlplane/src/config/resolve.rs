@@ -15,9 +15,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nix::sys::socket::SockaddrStorage;
+use policy::credential::EARLIER_MAX;
 use policy::upstream::CredentialId;
 use policy::{
-    Credential, Injection, Route, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
+    Credential, Injection, Route, Secret, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
 };
 use rustls::ClientConfig;
 use rustls::sign::CertifiedKey;
@@ -82,6 +83,9 @@ pub struct ResolveContext {
     upstream_next: u64,
     credential_ids: HashMap<String, CredentialId>,
     credential_next: u64,
+    /// By the credential's name, the present value first, then earlier ones: the provider
+    /// may honour them still, so answers are searched for them.
+    secrets: HashMap<String, Vec<Arc<Secret>>>,
     /// With their session caches, by definition; for the own CA that they refuse.
     clients: HashMap<String, (OwnCa, Arc<ClientConfig>)>,
     ticketers: Ticketers,
@@ -132,6 +136,7 @@ impl ResolveContext {
             upstream_next: 0,
             credential_ids: HashMap::new(),
             credential_next: 0,
+            secrets: HashMap::new(),
             clients: HashMap::new(),
             ticketers: Ticketers::new(),
             leaves: None,
@@ -177,6 +182,7 @@ pub fn resolve_at(
         watch: Vec::new(),
         own_ca: OwnCa::none(),
         served: Vec::new(),
+        secrets: HashMap::new(),
         user: None,
     };
     resolver.user = resolver.service_user(&draft);
@@ -208,6 +214,8 @@ struct Resolver<'c> {
     own_ca: OwnCa,
     /// Keys from certificate files that we serve.
     served: Vec<Arc<CertifiedKey>>,
+    /// What [`ResolveContext::secrets`] will be when all of it is in force.
+    secrets: HashMap<String, Vec<Arc<Secret>>>,
     /// Who will have to read keys again, if that is not ourselves.
     user: Option<ServiceUser>,
 }
@@ -325,12 +333,15 @@ impl Resolver<'_> {
                     .cure("see whether the right file is named; a key that short can be guessed, and is not searched for in what the upstream answers"),
             );
         }
+        let secrets = self.versions(&draft.name, fetched.secret);
+        let earlier: Vec<&Secret> = secrets[1..].iter().map(|secret| &**secret).collect();
         for injection in injections {
-            match Credential::new(
+            match Credential::after(
                 &draft.name,
                 &fetched.version,
                 (*injection).clone(),
-                &fetched.secret,
+                &secrets[0],
+                &earlier,
             ) {
                 Ok(credential) => {
                     ready.insert((index, injection.describe()), Arc::new(credential));
@@ -344,6 +355,21 @@ impl Resolver<'_> {
                 ),
             }
         }
+    }
+
+    /// The value that a key has now, then those that it had before.
+    fn versions(&mut self, name: &str, now: Secret) -> Vec<Arc<Secret>> {
+        let known = self
+            .context
+            .secrets
+            .get(name)
+            .map_or(&[][..], Vec::as_slice);
+        let earlier = known.iter().filter(|known| !now.is_unchanged_from(known));
+        let earlier: Vec<_> = earlier.take(EARLIER_MAX).map(Arc::clone).collect();
+        let mut versions = vec![Arc::new(now)];
+        versions.extend(earlier);
+        self.secrets.insert(name.to_owned(), versions.clone());
+        versions
     }
 
     /// Root reads everything; the service reads it again after a change.
@@ -977,6 +1003,7 @@ impl Resolver<'_> {
             audit_required: draft.audit_required,
             retry_with_idempotency_key: draft.retry_with_idempotency_key,
             on_echo: draft.on_echo,
+            on_uninspected: draft.on_uninspected,
             body_bytes_max: draft.body_bytes_max,
             response_head_timeout: draft.response_head_timeout,
         })
@@ -1007,6 +1034,7 @@ impl Resolver<'_> {
         context
             .credential_ids
             .retain(|_, id| credentials.contains(id));
+        context.secrets = std::mem::take(&mut self.secrets);
     }
 }
 

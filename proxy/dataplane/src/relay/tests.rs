@@ -123,7 +123,7 @@ async fn check(
                     }
                     BodyError::Framing => matches!(expected, Malformed),
                     BodyError::TooLarge => matches!(expected, TooLarge),
-                    BodyError::Sink | BodyError::Echo => false,
+                    BodyError::Sink | BodyError::Echo | BodyError::Uninspected => false,
                 };
                 assert!(fits, "{error:?} instead of {expected:?}: {context}");
                 // Nothing that is not whole may look whole.

@@ -7,8 +7,8 @@ use policy::route::Endpoint;
 use policy::upstream::{CredentialId, UpstreamLimits};
 use policy::verdict::PoolKey;
 use policy::{
-    Caller, Callers, Credential, Injection, Listener, OnEcho, Route, Secret, ServerLimits,
-    Snapshot, UnknownSni, Upstream, UpstreamId, Verdict, VirtualHost,
+    Caller, Callers, Credential, Injection, Listener, OnEcho, OnUninspected, Route, Secret,
+    ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId, Verdict, VirtualHost,
 };
 use rustls::pki_types::ServerName;
 use wire::framing;
@@ -402,6 +402,7 @@ pub fn plain_route(number: u64, name: &str) -> Route {
         body_bytes_max: u64::MAX,
         response_head_timeout: None,
         on_echo: OnEcho::Redact,
+        on_uninspected: OnUninspected::Refuse,
     }
 }
 

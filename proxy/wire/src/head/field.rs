@@ -50,6 +50,10 @@ pub enum FieldId {
     CdnLoop,
     /// `Cookie`.
     Cookie,
+    /// `Accept-Encoding`, in any `_`/`-` spelling.
+    AcceptEncoding,
+    /// `Content-Encoding`, in any `_`/`-` spelling.
+    ContentEncoding,
     /// `Alt-Svc`: an upstream's invitation to go around the proxy.
     AltSvc,
     /// `Claviger` or `Claviger-...`, in any `_`/`-` spelling: only the proxy may write these.
@@ -77,6 +81,8 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
         10 if eq_folded(name, b"keep-alive") => FieldId::KeepAlive,
         14 if eq_folded(name, b"content-length") => FieldId::ContentLength,
         14 if eq_folded(name, b"http2-settings") => FieldId::Http2Settings,
+        15 if eq_folded(name, b"accept-encoding") => return FieldId::AcceptEncoding,
+        16 if eq_folded(name, b"content-encoding") => return FieldId::ContentEncoding,
         16 if eq_folded(name, b"proxy-connection") => FieldId::ProxyConnection,
         17 if eq_folded(name, b"transfer-encoding") => FieldId::TransferEncoding,
         18 if eq_folded(name, b"proxy-authenticate") => FieldId::ProxyAuthenticate,
@@ -92,6 +98,7 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
     }
 }
 
+#[inline]
 fn is_own(name: &[u8]) -> bool {
     const OWN: &[u8] = b"claviger";
     fold(name[0]) == OWN[0]

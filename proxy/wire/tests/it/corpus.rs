@@ -58,12 +58,13 @@ const DICTIONARY: &[&[u8]] = &[
 
 #[test]
 fn seeds_and_mutations_hold_every_property() {
-    let targets: [(&str, Body); 5] = [
+    let targets: [(&str, Body); 6] = [
         ("head", bodies::head),
         ("framing", bodies::framing),
         ("chunked", bodies::chunked),
         ("rewrite", bodies::rewrite),
         ("target", bodies::target),
+        ("inspect", bodies::inspect),
     ];
     let mut rng = Rng::from_env("corpus");
     for (name, body) in targets {

@@ -421,6 +421,34 @@ fn what_the_edit_asks_for_is_written() {
         "Sec-WebSocket-Key: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n",
         &[],
     );
+    let searched = Case {
+        searched: true,
+        ..PLAIN
+    };
+    check_fields(
+        &searched,
+        "accept-encoding: gzip;q=0.5, zstd, br\r\nA: 1\r\nAccept-Encoding: dcz\r\naccept-encoding:BR, *;q=0\r\n",
+        "Accept-Encoding: gzip;q=0.5, br\r\nA: 1\r\nAccept-Encoding: identity\r\naccept-encoding:BR, *;q=0\r\n",
+        &[],
+    );
+    check_fields(
+        &searched,
+        "Connection: accept-encoding\r\nAccept-Encoding: zstd\r\n",
+        "",
+        &[],
+    );
+    check_fields(
+        &searched,
+        "Sec-WebSocket-Extensions: permessage-deflate\r\nContent-Encoding: zstd\r\n",
+        "Content-Encoding: zstd\r\n",
+        &[],
+    );
+    check_fields(
+        &PLAIN,
+        "Accept-Encoding: zstd\r\nSec-WebSocket-Extensions: permessage-deflate\r\n",
+        "Accept-Encoding: zstd\r\nSec-WebSocket-Extensions: permessage-deflate\r\n",
+        &[],
+    );
     let expecting = Case {
         expect_continue: true,
         ..PLAIN

@@ -91,6 +91,18 @@ impl Checker<'_> {
             preset,
             credential.as_ref().map(|(_, injection)| injection),
         );
+        let on_echo = match fields.on_echo.as_ref().map(|written| written.value) {
+            None | Some(file::OnEcho::Redact) => policy::OnEcho::Redact,
+            Some(file::OnEcho::Block) => policy::OnEcho::Block,
+            Some(file::OnEcho::Report) => policy::OnEcho::Report,
+        };
+        let on_uninspected = match fields.on_uninspected.as_ref().map(|written| written.value) {
+            Some(file::OnUninspected::Refuse) => policy::OnUninspected::Refuse,
+            Some(file::OnUninspected::Mark) => policy::OnUninspected::Mark,
+            // Who lets the key pass does not want to lose answers that hold none.
+            None if on_echo == policy::OnEcho::Report => policy::OnUninspected::Mark,
+            None => policy::OnUninspected::Refuse,
+        };
         for target in targets {
             let draft = RouteDraft {
                 name: name.clone(),
@@ -127,11 +139,8 @@ impl Checker<'_> {
                     .retry_with_idempotency_key
                     .as_ref()
                     .is_some_and(|retry| retry.value),
-                on_echo: match fields.on_echo.as_ref().map(|written| written.value) {
-                    None | Some(file::OnEcho::Redact) => policy::OnEcho::Redact,
-                    Some(file::OnEcho::Block) => policy::OnEcho::Block,
-                    Some(file::OnEcho::Report) => policy::OnEcho::Report,
-                },
+                on_echo,
+                on_uninspected,
                 body_bytes_max: fields
                     .body_bytes_max
                     .as_ref()

@@ -124,6 +124,39 @@ fn a_failed_reload_changes_nothing_that_is_in_force() {
     assert_eq!(upstream(&again).id, upstream(&first).id);
 }
 
+/// What answers are searched for: the value in force and those before it, as many as are remembered.
+#[test]
+fn earlier_values_of_a_key_are_searched_for() {
+    let mut running = Running::new();
+    let value = |number: usize| format!("planted-{number}-0123456789abcdef");
+    let found = |resolved: &Resolved| -> Vec<usize> {
+        let route = &resolved.snapshot.hosts()[0].routes()[0];
+        let (_, credential) = route.credential.as_ref().expect("a credential");
+        let finds = |number: &usize| {
+            let echo = format!("you sent {}", value(*number));
+            credential.scrubber().find(echo.as_bytes()).is_some()
+        };
+        (0..6).filter(finds).collect()
+    };
+    let mut rotate = |number: usize, text: &str| {
+        running.house.key("key", value(number).as_bytes());
+        running.try_reload(text, SystemTime::now())
+    };
+    let in_force =
+        |reloaded: Result<Resolved, Report>| reloaded.unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(found(&in_force(rotate(0, FILE))), [0]);
+    assert_eq!(found(&in_force(rotate(1, FILE))), [0, 1]);
+    // A reload for another reason forgets nothing, and one that fails remembers nothing.
+    assert_eq!(found(&in_force(rotate(1, FILE))), [0, 1]);
+    rotate(5, &FILE.replace("\"api\"", "\"apj\"")).expect_err("no such upstream");
+    assert_eq!(found(&in_force(rotate(2, FILE))), [0, 1, 2]);
+    assert_eq!(policy::credential::EARLIER_MAX, 2);
+    assert_eq!(found(&in_force(rotate(3, FILE))), [1, 2, 3]);
+    // A value that comes back is the present one, and no earlier one.
+    assert_eq!(found(&in_force(rotate(2, FILE))), [1, 2, 3]);
+    assert_eq!(found(&in_force(rotate(4, FILE))), [2, 3, 4]);
+}
+
 #[test]
 fn a_changed_key_is_another_version_under_the_same_number() {
     let mut running = Running::new();

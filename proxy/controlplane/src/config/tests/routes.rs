@@ -68,6 +68,7 @@ fn two_lines_are_enough_without_a_preset() {
     assert!(!route.retry_with_idempotency_key);
     assert_eq!(route.body_bytes_max, u64::MAX);
     assert_eq!(route.on_echo, policy::OnEcho::Redact);
+    assert_eq!(route.on_uninspected, policy::OnUninspected::Refuse);
     assert!(!route.audit_required);
     let (_, credential) = route.credential.as_ref().expect("a credential");
     assert_eq!(credential.name(), "api.example.com");
@@ -142,6 +143,7 @@ strip_cookies = true
 upgrades = []
 audit = "required"
 on_echo = "block"
+on_uninspected = "mark"
 body_bytes_max = "10MiB"
 response_head_timeout = "5m"
 "#,
@@ -172,6 +174,7 @@ response_head_timeout = "5m"
     assert!(route.strip_cookies && route.upgrades.is_empty() && route.audit_required);
     assert_eq!(route.body_bytes_max, 10 << 20);
     assert_eq!(route.on_echo, policy::OnEcho::Block);
+    assert_eq!(route.on_uninspected, policy::OnUninspected::Mark);
     assert_eq!(
         route.response_head_timeout.map(|time| time.as_secs()),
         Some(300)
