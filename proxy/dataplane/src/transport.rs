@@ -534,9 +534,11 @@ impl Incoming<'_> {
         self.release();
         let mut inner = self.inner.borrow_mut();
         if inner.inbox.capacity() > RECV_BYTES_SMALL && inner.inbox.len() <= RECV_BYTES_SMALL {
-            debug_assert!(inner.inbox_at == 0);
             let mut smaller = self.buffers.take_recv(RECV_BYTES_SMALL);
-            smaller.extend_from_slice(&inner.inbox);
+            // Behind what was used up there may be part of a record.
+            smaller.extend_from_slice(&inner.inbox[inner.inbox_at..]);
+            inner.inbox_at = 0;
+            inner.plain = 0..0;
             self.buffers
                 .give_recv(std::mem::replace(&mut inner.inbox, smaller));
         }

@@ -144,6 +144,35 @@ fn what_follows_a_message_stays() {
 }
 
 /// An answer that ends where the connection does is whole only if the end was said.
+/// A record is used up, part of the next one stands behind it, and its rest is waited for.
+#[test]
+fn a_part_of_a_record_behind_a_whole_one_is_kept_in_a_small_buffer() {
+    on_each_driver(async || {
+        let bench = Bench::new();
+        for (mut ours, mut theirs) in clients(&bench).await {
+            drain_tickets(&mut ours, &mut theirs).await;
+            let mut records = Vec::new();
+            for text in [&b"the first"[..], b"the second"] {
+                theirs.conn.writer().write_all(text).expect("a session");
+                while theirs.conn.wants_write() {
+                    theirs.conn.write_tls(&mut records).expect("memory");
+                }
+            }
+            let (now, later) = records.split_at(records.len() - 3);
+            theirs.sock.write_all(now).expect("it is read");
+            assert!(receive(&mut ours, 9).await == b"the first");
+            let rest = async {
+                // Behind the first look, which finds nothing.
+                rt::yield_now().await;
+                theirs.sock.write_all(later).expect("it is read");
+            };
+            let (filled, ()) = join(ours.incoming().fill(LONG), rest).await;
+            assert_eq!(filled.expect("it comes"), Filled::Data);
+            assert!(receive(&mut ours, 10).await == b"the second");
+        }
+    });
+}
+
 #[test]
 fn a_goodbye_is_an_end_and_a_bare_fin_is_not() {
     on_each_driver(async || {
