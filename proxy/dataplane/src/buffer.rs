@@ -85,6 +85,12 @@ impl FreeList {
         })
     }
 
+    /// Receives that wait with a buffer.
+    #[cfg(test)]
+    pub fn lent(&self) -> usize {
+        self.lent.get()
+    }
+
     /// Takes a receive buffer back.
     pub fn give_recv(&self, mut buffer: Vec<u8>) {
         let kept = match buffer.capacity() {

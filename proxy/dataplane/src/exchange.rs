@@ -7,7 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::{Either, select};
 use handoff::Counter;
@@ -27,6 +27,7 @@ use crate::ledger::Draft;
 use crate::pool::{self, Lease, LeaseError, Purpose};
 use crate::relay::{Body, BodyError, BodyReader, BodyWriter, Pace, Search};
 use crate::respond::{self, Problem};
+use crate::rt;
 use crate::transport::{Filled, Incoming, Outgoing, Transport};
 use crate::tunnel::{self, Screen};
 
@@ -420,9 +421,9 @@ impl Exchange<'_> {
             } else {
                 Purpose::Request
             };
-            let asked = Instant::now();
+            let asked = rt::now();
             let leased = pool::lease(core, permit.pool_key(), permit.upstream(), purpose).await;
-            self.draft.borrow_mut().upstream_wait += asked.elapsed();
+            self.draft.borrow_mut().upstream_wait += rt::now() - asked;
             let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(error) => return self.refuse(desk, &lease_problem(&error), rest).await,
@@ -466,6 +467,11 @@ impl Exchange<'_> {
                 {
                     core.count(Counter::upstream_retries);
                     tried_again = true;
+                }
+                #[cfg(test)]
+                Err(failed) if crate::simulation::is(crate::simulation::Break::KeepsUnfinished) => {
+                    lease.give_back(permit.upstream());
+                    return self.fail(desk, failed, rest).await;
                 }
                 Err(failed) => {
                     drop(lease);
@@ -521,6 +527,14 @@ impl Exchange<'_> {
                 problem: UPSTREAM_CLOSED,
                 nothing_sent: true,
             });
+        }
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::KeepsUnfinished)
+            && (self.core.counters)
+                .get(Counter::exchanges)
+                .is_multiple_of(3)
+        {
+            return Err(Failed::Abandoned);
         }
         // An upstream that takes no more may have said why: its answer is read.
         let now_ms = self.core.tick.now_ms();
@@ -817,9 +831,9 @@ impl Answer<'_, '_> {
         up: &mut Incoming<'_>,
         down: &mut Outgoing<'_>,
     ) -> Result<Answered, Failed> {
-        let asked = Instant::now();
+        let asked = rt::now();
         let head = self.final_head(response, plan, up, down).await;
-        self.draft.borrow_mut().upstream_wait += asked.elapsed();
+        self.draft.borrow_mut().upstream_wait += rt::now() - asked;
         head.map_err(|failed| self.or_abandoned(failed, down))?;
 
         let status = response.status();

@@ -13,6 +13,7 @@ use policy::{Denial, Refuser};
 use wire::rewrite::Plan;
 
 use crate::core::View;
+use crate::rt;
 
 /// A batch is handed over when it has grown to this size, or at the next tick.
 const BATCH_BYTES: usize = 32 * 1024;
@@ -70,7 +71,7 @@ impl Draft {
             client,
             server_name: None,
             request_id: String::new(),
-            started: Instant::now(),
+            started: rt::now(),
             unix_ms: 0,
             view: None,
             route: None,
@@ -96,7 +97,7 @@ impl Draft {
 
     /// Starts the next exchange of the connection.
     pub fn begin(&mut self, instance: u64, core: usize, number: u64, view: View) {
-        self.started = Instant::now();
+        self.started = rt::now();
         self.unix_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_millis() as u64);
@@ -168,7 +169,7 @@ impl Draft {
             stripped: plan.map(Plan::stripped),
             scrubbed: self.scrubbed,
             uninspected: self.uninspected,
-            total: self.started.elapsed(),
+            total: rt::now() - self.started,
             upstream_wait: self.upstream_wait,
             generation: snapshot.map_or(0, |snapshot| snapshot.generation),
         }
@@ -216,6 +217,12 @@ impl Ledger {
     pub fn end(&self, draft: &mut Draft, plan: Option<&Plan>) {
         if !std::mem::replace(&mut draft.open, false) {
             return;
+        }
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::WritesRecordTwice)
+            && self.lane.borrow_mut().reserve()
+        {
+            self.write(draft, "exchange", plan);
         }
         if !self.reserve(draft) {
             self.counters.add(Counter::audit_lost);
@@ -268,7 +275,7 @@ impl Ledger {
                 draft.listed = false;
                 return false;
             }
-            if !draft.begun && draft.started.elapsed() >= BEGIN_AFTER {
+            if !draft.begun && rt::now() - draft.started >= BEGIN_AFTER {
                 draft.begun = true;
                 // A place of its own; without one the end record still comes.
                 if self.lane.borrow_mut().reserve() {
@@ -279,6 +286,14 @@ impl Ledger {
             }
             true
         });
+    }
+
+    /// Drafts that are watched and whose exchange has not ended.
+    #[cfg(test)]
+    pub fn open(&self) -> usize {
+        let open = self.open.borrow();
+        let drafts = open.iter().filter_map(Weak::upgrade);
+        drafts.filter(|draft| draft.borrow().open).count()
     }
 
     /// The core ends with exchanges in flight: each has its record all the same.

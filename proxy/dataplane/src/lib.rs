@@ -35,6 +35,8 @@ mod respond;
 pub mod rt;
 mod session;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod test_support;
 mod tick;
 mod tls;

@@ -9,7 +9,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use handoff::Counter;
 
@@ -141,9 +140,9 @@ pub async fn accept(
         };
         place(&core, &cores, &names, index, socket);
     }
-    let began = Instant::now();
+    let began = rt::now();
     for _ in 0..QUEUE_TAKEN_MAX {
-        if core.retiring.get() && began.elapsed() >= QUEUE_TIME_SHARED {
+        if core.retiring.get() && rt::now() - began >= QUEUE_TIME_SHARED {
             break;
         }
         let Ok(socket) = listener.accept_waiting().await else {

@@ -324,6 +324,53 @@ impl ConnectionPool {
     }
 }
 
+/// What a pool is like, for whoever looks on.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy)]
+pub struct State {
+    pub open: usize,
+    pub idle: usize,
+    pub queued: usize,
+    pub is_probing: bool,
+    /// An idle connection holds a buffer.
+    pub holds_bytes: bool,
+}
+
+#[cfg(test)]
+impl ConnectionPool {
+    /// All pools, in no order.
+    pub fn state(&self) -> Vec<(PoolKey, State)> {
+        let buckets = self.buckets.borrow();
+        let states = buckets.iter().map(|(key, bucket)| {
+            let state = State {
+                open: bucket.open,
+                idle: bucket.idle.len(),
+                queued: bucket.queue.len(),
+                is_probing: bucket.probing,
+                holds_bytes: bucket.idle.iter().any(|idle| idle.connection.holds_bytes()),
+            };
+            (*key, state)
+        });
+        states.collect()
+    }
+}
+
+/// Makes the mistake that must not be made: an idle connection of another key is this one's.
+#[cfg(test)]
+fn mix(buckets: &mut HashMap<PoolKey, Bucket, BuildHasherDefault<KeyHasher>>, key: PoolKey) {
+    let others = buckets.iter_mut().filter(|(other, _)| **other != key);
+    let mut taken = others.filter_map(|(_, bucket)| {
+        let idle = bucket.idle.pop_back();
+        bucket.open -= usize::from(idle.is_some());
+        idle
+    });
+    if let Some(taken) = taken.next() {
+        let bucket = buckets.entry(key).or_default();
+        bucket.open += 1;
+        bucket.idle.push_back(taken);
+    }
+}
+
 impl Bucket {
     fn is_down(&self) -> bool {
         self.failures >= DOWN_AFTER
@@ -408,6 +455,10 @@ pub async fn lease(
     let now_ms = core.tick.now_ms();
     let (place, turn) = {
         let mut buckets = core.pool.buckets.borrow_mut();
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::MixesPools) {
+            mix(&mut buckets, key);
+        }
         let bucket = buckets.entry(key).or_default();
         if purpose != Purpose::Warmth {
             bucket.last_used_ms = now_ms;
@@ -718,6 +769,14 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::LeaksPlaces) {
+            return;
+        }
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::LeaksSockets) {
+            std::mem::forget(self.connection.take());
+        }
         if !self.returned {
             self.core.pool.closed(self.key);
         }

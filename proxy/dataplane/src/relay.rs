@@ -390,6 +390,11 @@ impl Body<'_> {
                 }
                 Filled::End => {
                     // A clean end is the body's own end only where no length was announced.
+                    #[cfg(test)]
+                    if crate::simulation::is(crate::simulation::Break::EndsCutBodies) {
+                        self.reader = BodyReader::Done;
+                        break;
+                    }
                     if !matches!(self.reader, BodyReader::UntilClose) {
                         return Err(BodyError::Source(io::ErrorKind::UnexpectedEof.into()));
                     }
@@ -432,6 +437,10 @@ impl Body<'_> {
             if n == 0 {
                 break;
             }
+        }
+        #[cfg(test)]
+        if self.reader.is_done() && crate::simulation::is(crate::simulation::Break::DropsLastPart) {
+            return (used, Ok(0));
         }
         if bytes == 0 {
             return (used, Ok(0));

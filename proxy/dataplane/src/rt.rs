@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 use monoio::buf::{IoBuf, IoBufMut};
@@ -28,6 +28,8 @@ use self::epoll::{Loop, Registered, Source};
 
 mod datagrams;
 mod epoll;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 /// Entries of a core's submission queue. When it is full monoio submits what is
 /// there and goes on, so this bounds a batch, not the number of connections.
@@ -208,6 +210,10 @@ pub fn spawn_vital<F: Future<Output = ()> + 'static>(task: F, lost: impl FnOnce(
 }
 
 fn start(task: impl Future<Output = ()> + 'static) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.spawn(task);
+    }
     match Loop::current() {
         Some(home) => home.spawn(task),
         None => drop(monoio::spawn(task)),
@@ -218,6 +224,10 @@ fn start(task: impl Future<Output = ()> + 'static) {
 /// they may on epoll, would otherwise keep the core to itself. A task that wakes
 /// itself would be the next to run; one that waits for a new task is not.
 pub async fn yield_now() {
+    #[cfg(test)]
+    if simulated::World::current().is_some() {
+        return simulated::yield_now().await;
+    }
     match Loop::current() {
         Some(_) => epoll::yield_now().await,
         None => monoio::spawn(std::future::ready(())).await,
@@ -265,14 +275,32 @@ impl Pulse {
 
     /// Waits for the next beat.
     pub async fn next(&self) {
+        #[cfg(test)]
+        if let Some(world) = simulated::World::current() {
+            return world.beat().await;
+        }
         if self.0.receive::<1>().await.is_err() {
             sleep(Duration::from_millis(100)).await;
         }
     }
 }
 
+/// The time, by the clock that everything here waits by.
+#[inline]
+pub fn now() -> Instant {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.now();
+    }
+    Instant::now()
+}
+
 /// Waits; resolution 1 ms.
 pub async fn sleep(duration: Duration) {
+    #[cfg(test)]
+    if simulated::World::current().is_some() {
+        return simulated::sleep(duration).await;
+    }
     match Loop::current() {
         Some(home) => epoll::sleep(home, duration).await,
         None => monoio::time::sleep(duration).await,
@@ -294,6 +322,11 @@ pub type RawSocket = std::os::fd::OwnedFd;
 
 /// A connected socket, split into its two directions.
 pub fn adopt(socket: RawSocket) -> io::Result<(Receiver, Sender, RawFd)> {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        let (end, fd) = world.adopt(&socket)?;
+        return Ok(split(Socket::Simulated(end), fd));
+    }
     let fd = socket.as_raw_fd();
     let stream = std::net::TcpStream::from(socket);
     let socket = match Loop::current() {
@@ -307,6 +340,11 @@ pub fn adopt(socket: RawSocket) -> io::Result<(Receiver, Sender, RawFd)> {
 
 /// Connects to `address`. Given up by dropping.
 pub async fn connect(address: SocketAddr) -> io::Result<(Receiver, Sender, RawFd)> {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        let (end, fd) = world.connect(address).await?;
+        return Ok(split(Socket::Simulated(end), fd));
+    }
     if let Some(home) = Loop::current() {
         let watched = Watched::connect(&home, address).await?;
         let fd = watched.stream.as_raw_fd();
@@ -329,6 +367,9 @@ enum Socket {
     Ring(Shared),
     /// The kernel says when we may do it.
     Ready(Rc<Watched>),
+    /// There is no kernel.
+    #[cfg(test)]
+    Simulated(Rc<simulated::End>),
 }
 
 /// A socket on the epoll driver.
@@ -443,12 +484,18 @@ impl Receiver {
                 }
                 (received, buffer)
             }
+            #[cfg(test)]
+            Socket::Simulated(end) => end.recv(buffer, &self.stop.0.simulated).await,
         }
     }
 
     /// Whether a receive that waits lends its buffer to the kernel. If not, it is
     /// [readiness](Self::readable) that is waited for, with nothing in hand.
     pub fn lends(&self) -> bool {
+        #[cfg(test)]
+        if let Socket::Simulated(end) = &self.socket {
+            return end.lends();
+        }
         matches!(self.socket, Socket::Ring(_))
     }
 
@@ -458,6 +505,11 @@ impl Receiver {
             Socket::Ring(shared) => shared.stream().readable(false).await,
             Socket::Ready(watched) => {
                 watched.registered.readable().await;
+                Ok(())
+            }
+            #[cfg(test)]
+            Socket::Simulated(end) => {
+                end.readable().await;
                 Ok(())
             }
         }
@@ -484,6 +536,8 @@ struct Stops {
     /// On the epoll driver: an accept waits here. A receive has nothing that would
     /// have to be stopped.
     waiting: RefCell<Option<Rc<Source>>>,
+    #[cfg(test)]
+    simulated: simulated::Stopper,
 }
 
 impl Stop {
@@ -494,6 +548,8 @@ impl Stop {
         if let Some(source) = self.0.waiting.take() {
             source.wake_reader();
         }
+        #[cfg(test)]
+        self.0.simulated.stop();
     }
 
     fn handle(&self) -> monoio::io::CancelHandle {
@@ -510,6 +566,10 @@ pub struct Sender {
 impl Sender {
     /// Sends all of `buffer` and gives it back. Says how much the kernel took.
     pub async fn send(&mut self, mut buffer: Vec<u8>) -> (io::Result<()>, usize, Vec<u8>) {
+        #[cfg(test)]
+        if let Socket::Simulated(end) = &self.socket {
+            return end.send(buffer).await;
+        }
         let total = buffer.len();
         // The socket's buffer nearly always has room: then a plain system call is
         // cheaper than a submission, its completion and the wake-up in between.
@@ -523,6 +583,8 @@ impl Sender {
                 let sent = watched.send_rest(&buffer, &mut done).await;
                 return (sent, done, buffer);
             }
+            #[cfg(test)]
+            Socket::Simulated(_) => unreachable!("it has sent above"),
         };
         while done < total {
             let sent;
@@ -577,6 +639,8 @@ enum Listening {
         /// Accepted since other tasks had their turn.
         burst: Cell<u32>,
     },
+    #[cfg(test)]
+    Simulated(simulated::Door),
 }
 
 /// After so many connections from a full queue, accepting lets other tasks run.
@@ -588,6 +652,13 @@ impl Listener {
     /// # Errors
     /// As `fcntl(2)` and the driver's registration.
     pub fn new(socket: std::net::TcpListener, kind: DriverKind) -> io::Result<Self> {
+        #[cfg(test)]
+        if let Some(world) = simulated::World::current() {
+            return Ok(Self {
+                listener: Listening::Simulated(simulated::Door::open(world)),
+                stop: Stop::default(),
+            });
+        }
         // io_uring waits by itself; a non-blocking descriptor would tell it not to.
         socket.set_nonblocking(kind == DriverKind::Epoll)?;
         // Accepted sockets inherit it: every message is written whole, and waiting
@@ -642,6 +713,8 @@ impl Listener {
                     accepted => return accepted,
                 }
             },
+            #[cfg(test)]
+            Listening::Simulated(door) => door.accept(&self.stop.0.simulated).await,
         }
     }
 
@@ -665,6 +738,11 @@ impl Listener {
     /// descriptor's flags stay as they are: other cores and a later process share
     /// them. So an ordinary accept is started, and stopped if it finds nothing.
     pub async fn accept_waiting(&self) -> io::Result<RawSocket> {
+        #[cfg(test)]
+        if let Listening::Simulated(door) = &self.listener {
+            let nobody = || Err(io::Error::from_raw_os_error(libc::ECANCELED));
+            return door.accept_now().unwrap_or_else(nobody);
+        }
         if let Listening::Ready { listener, .. } = &self.listener {
             return accept_now(listener).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => io::Error::from_raw_os_error(libc::ECANCELED),
@@ -794,6 +872,10 @@ impl HatchSender {
 /// Cuts a socket in one or both directions: an operation in flight ends at once.
 /// Used by [`crate::tick`] for sockets whose time is up.
 pub fn cut(fd: RawFd, receiving_only: bool) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.cut(fd, receiving_only);
+    }
     let how = if receiving_only {
         libc::SHUT_RD
     } else {
@@ -806,6 +888,10 @@ pub fn cut(fd: RawFd, receiving_only: bool) {
 
 /// Sends FIN; what was sent before still arrives.
 pub fn finish_sending(fd: RawFd) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.finish_sending(fd);
+    }
     // SAFETY: no memory is involved; the caller holds the socket open.
     unsafe { libc::shutdown(fd, libc::SHUT_WR) };
 }
@@ -813,6 +899,10 @@ pub fn finish_sending(fd: RawFd) {
 /// Makes closing the socket a reset (RST), so that nobody takes what was sent so
 /// far for the whole.
 pub fn reset_on_close(fd: RawFd) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.reset_on_close(fd);
+    }
     let linger = libc::linger {
         l_onoff: 1,
         l_linger: 0,
@@ -842,6 +932,10 @@ pub enum Peeked {
 
 /// Looks at an idle socket. One system call, 0.45 us.
 pub fn peek(fd: RawFd) -> Peeked {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.peek(fd);
+    }
     let mut byte = 0u8;
     // SAFETY: one byte is written at most, into `byte`, which outlives the call.
     let received = unsafe {
@@ -863,6 +957,11 @@ pub fn peek(fd: RawFd) -> Peeked {
 /// Finds those of `sockets` whose peer has closed its sending side or is gone, in
 /// one system call. Calls `gone` with each one's index.
 pub fn find_hung_up(sockets: &[RawFd], mut gone: impl FnMut(usize)) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        let found = (0..sockets.len()).filter(|&at| world.is_hung_up(sockets[at]));
+        return found.for_each(gone);
+    }
     let mut polled: Vec<libc::pollfd> = sockets
         .iter()
         .map(|&fd| libc::pollfd {
@@ -888,6 +987,10 @@ pub fn find_hung_up(sockets: &[RawFd], mut gone: impl FnMut(usize)) {
 /// # Errors
 /// As `getpeername(2)`: the peer may be gone already.
 pub fn peer_address(socket: &RawSocket) -> io::Result<SocketAddr> {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.peer_address(socket.as_raw_fd());
+    }
     // SAFETY: `ManuallyDrop` keeps the borrowed descriptor from being closed.
     let stream = std::mem::ManuallyDrop::new(unsafe {
         std::net::TcpStream::from_raw_fd(socket.as_raw_fd())
@@ -899,6 +1002,10 @@ pub fn peer_address(socket: &RawSocket) -> io::Result<SocketAddr> {
 /// without waiting.
 /// `false` when there was nothing, or the end.
 pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> bool {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.recv_now(fd, buffer);
+    }
     recv_into(fd, buffer).is_ok_and(|received| received > 0)
 }
 

@@ -50,6 +50,8 @@ pub struct Handshake {
 enum Handshaking {
     Client(UnbufferedClientConnection),
     Server(UnbufferedServerConnection),
+    #[cfg(test)]
+    Simulated(simulated::Greeting),
 }
 
 /// Where a handshake stands.
@@ -66,6 +68,13 @@ impl Handshake {
     /// # Errors
     /// A configuration or a name that rustls cannot work with.
     pub fn client(config: Arc<ClientConfig>, name: ServerName<'static>) -> Result<Self, Error> {
+        #[cfg(test)]
+        if let Some(greeting) = simulated::Greeting::new(&name) {
+            return Ok(Self {
+                side: Handshaking::Simulated(greeting),
+                seen: 0,
+            });
+        }
         UnbufferedClientConnection::new(config, name).map(|connection| Self {
             side: Handshaking::Client(connection),
             seen: 0,
@@ -87,6 +96,8 @@ impl Handshake {
         match &self.side {
             Handshaking::Client(connection) => connection,
             Handshaking::Server(connection) => connection,
+            #[cfg(test)]
+            Handshaking::Simulated(_) => unreachable!("rustls has no part in it"),
         }
     }
 
@@ -103,6 +114,10 @@ impl Handshake {
         input: &mut [u8],
         out: &mut Vec<u8>,
     ) -> (usize, Result<Progress, Error>) {
+        #[cfg(test)]
+        if let Handshaking::Simulated(greeting) = &mut self.side {
+            return greeting.advance(input, out);
+        }
         let mut used = 0;
         let outcome = loop {
             let end = used + self.seen;
@@ -138,6 +153,8 @@ impl Handshake {
         match &mut self.side {
             Handshaking::Client(connection) => step(connection.process_tls_records(input), out),
             Handshaking::Server(connection) => step(connection.process_tls_records(input), out),
+            #[cfg(test)]
+            Handshaking::Simulated(_) => unreachable!("rustls has no part in it"),
         }
     }
 
@@ -157,6 +174,10 @@ impl Handshake {
     /// The handshake is not over, or the configuration does not allow the keys to move
     /// (`enable_secret_extraction`).
     pub fn into_session(self) -> Result<Session, Error> {
+        #[cfg(test)]
+        if let Handshaking::Simulated(greeting) = self.side {
+            return greeting.into_session();
+        }
         let kind = self.state().handshake_kind();
         let (version, suite, secrets, kernel) = match self.side {
             Handshaking::Client(connection) => {
@@ -177,6 +198,8 @@ impl Handshake {
                     Kernel::Server(kernel),
                 )
             }
+            #[cfg(test)]
+            Handshaking::Simulated(_) => unreachable!("it has its session"),
         };
         Ok(Session {
             opener: Opener::new(version, secrets.rx)?,
@@ -272,6 +295,8 @@ pub struct Session {
 enum Kernel {
     Client(KernelConnection<ClientConnectionData>),
     Server(KernelConnection<ServerConnectionData>),
+    #[cfg(test)]
+    Simulated,
 }
 
 /// What a record was.
@@ -398,6 +423,8 @@ impl Session {
             (HandshakeType::NewSessionTicket, Kernel::Client(kernel)) if is_1_3 => {
                 kernel.handle_new_session_ticket(body)
             }
+            #[cfg(test)]
+            (HandshakeType::NewSessionTicket, Kernel::Simulated) => Ok(()),
             (HandshakeType::HelloRequest, Kernel::Client(_))
             | (HandshakeType::ClientHello, Kernel::Server(_))
                 if !is_1_3 =>
@@ -432,6 +459,8 @@ impl Session {
         let secrets = match &mut self.kernel {
             Kernel::Client(kernel) => kernel.update_rx_secret()?,
             Kernel::Server(kernel) => kernel.update_rx_secret()?,
+            #[cfg(test)]
+            Kernel::Simulated => return Err(Error::General("no key updates here".into())),
         };
         self.opener = Opener::new(self.version, secrets)?;
         Ok(())
@@ -487,6 +516,8 @@ impl Session {
         let secrets = match &mut self.kernel {
             Kernel::Client(kernel) => kernel.update_tx_secret()?,
             Kernel::Server(kernel) => kernel.update_tx_secret()?,
+            #[cfg(test)]
+            Kernel::Simulated => return Err(Error::General("no key updates here".into())),
         };
         self.sealer = Sealer::new(self.version, secrets, records_max(self.suite))?;
         Ok(())
@@ -546,5 +577,7 @@ fn alert_for(error: &Error) -> Option<AlertDescription> {
 
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
+#[cfg(test)]
+pub mod simulated;
 #[cfg(test)]
 mod tests;

@@ -83,7 +83,7 @@ impl Tick {
     /// A clock that starts now.
     pub fn new() -> Rc<Self> {
         Rc::new(Self {
-            started: Instant::now(),
+            started: rt::now(),
             now_ms: Cell::new(0),
             sweeps: Cell::new(0),
             slots: RefCell::default(),
@@ -134,7 +134,7 @@ impl Tick {
     /// Looks at every socket once. `draining` closes connections that are idle.
     pub fn sweep(&self, draining: bool) {
         self.sweep_at(
-            u64::try_from(self.started.elapsed().as_millis()).unwrap_or(NEVER),
+            u64::try_from((rt::now() - self.started).as_millis()).unwrap_or(NEVER),
             draining,
         );
     }
@@ -147,6 +147,10 @@ impl Tick {
         let look_for_hangups = sweeps.is_multiple_of(HANGUP_SWEEPS);
         let (mut fds, mut watched) = self.polled.take();
         for slot in self.slots.borrow().entries.iter().flatten() {
+            #[cfg(test)]
+            if crate::simulation::is(crate::simulation::Break::ForgetsDeadlines) {
+                slot.recv_due.set(NEVER);
+            }
             if slot.recv_due.get() <= now {
                 slot.recv_due.set(NEVER);
                 slot.recv_late.set(true);
@@ -184,6 +188,12 @@ impl Tick {
             watched.clear();
         }
         self.polled.replace((fds, watched));
+    }
+
+    /// Sockets that are registered.
+    #[cfg(test)]
+    pub fn registered(&self) -> usize {
+        self.slots.borrow().entries.iter().flatten().count()
     }
 
     fn due(&self, after: Duration) -> u64 {
@@ -284,6 +294,10 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        #[cfg(test)]
+        if crate::simulation::is(crate::simulation::Break::KeepsRegistrations) {
+            return;
+        }
         self.slot.gone.set(true);
         let mut slots = self.tick.slots.borrow_mut();
         slots.entries[self.index] = None;

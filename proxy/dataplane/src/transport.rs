@@ -205,6 +205,13 @@ impl Transport {
         rt::finish_sending(self.watch.fd());
     }
 
+    /// Whether it holds a buffer.
+    #[cfg(test)]
+    pub fn holds_bytes(&self) -> bool {
+        let inner = self.inner.borrow();
+        inner.inbox.capacity() + inner.outbox.capacity() > 0
+    }
+
     /// Whether an idle connection is as it was left, taking in session tickets.
     /// Does not wait.
     pub fn is_still_idle(&mut self) -> bool {

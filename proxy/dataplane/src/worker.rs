@@ -206,24 +206,25 @@ impl Workers {
 }
 
 /// One worker, before it is on its thread.
-struct Worker {
-    index: usize,
-    sockets: Vec<std::net::TcpListener>,
-    opening: std::os::unix::net::UnixDatagram,
-    heart: std::os::unix::net::UnixDatagram,
-    cores: Arc<Cores>,
-    names: Arc<[Arc<str>]>,
-    snapshots: Arc<Published<Snapshot>>,
-    addresses: Arc<Published<AddressBook>>,
-    lane: Lane,
-    counters: Arc<Counters>,
-    turns: Arc<Turns>,
-    lifecycle: Arc<Lifecycle>,
-    instance: u64,
+pub struct Worker {
+    pub index: usize,
+    pub sockets: Vec<std::net::TcpListener>,
+    pub opening: std::os::unix::net::UnixDatagram,
+    pub heart: std::os::unix::net::UnixDatagram,
+    pub cores: Arc<Cores>,
+    pub names: Arc<[Arc<str>]>,
+    pub snapshots: Arc<Published<Snapshot>>,
+    pub addresses: Arc<Published<AddressBook>>,
+    pub lane: Lane,
+    pub counters: Arc<Counters>,
+    pub turns: Arc<Turns>,
+    pub lifecycle: Arc<Lifecycle>,
+    pub instance: u64,
 }
 
 impl Worker {
-    async fn live(self, kind: DriverKind, ready: mpsc::Sender<Result<(), RuntimeError>>) {
+    /// Serves until it has drained, or is told to stop.
+    pub async fn live(self, kind: DriverKind, ready: mpsc::Sender<Result<(), RuntimeError>>) {
         let core = Core::new(
             self.index,
             Arc::clone(&self.counters),
@@ -232,6 +233,8 @@ impl Worker {
             Ledger::new(self.lane, self.counters),
             self.instance,
         );
+        #[cfg(test)]
+        crate::simulation::attend(&core);
         let mut stops = Vec::new();
         let accepting = Rc::new(std::cell::Cell::new(self.sockets.len()));
         for (index, socket) in self.sockets.into_iter().enumerate() {

@@ -1,6 +1,7 @@
 //! The house's own rules, which no compiler checks. Each failure names the path
 //! that broke it.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -74,12 +75,11 @@ fn sources(directory: &str) -> Vec<(PathBuf, String)> {
         {
             let path = entry.expect("readable").path();
             if path.is_dir() {
-                // Tests may do what the product may not.
-                if path.file_name().is_some_and(|name| name != "tests") {
+                if path.file_name().is_some_and(is_of_the_product) {
                     open.push(path);
                 }
             } else if path.extension().is_some_and(|extension| extension == "rs")
-                && path.file_stem().is_some_and(|stem| stem != "tests")
+                && path.file_stem().is_some_and(is_of_the_product)
             {
                 let text = fs::read_to_string(&path).expect("UTF-8");
                 let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
@@ -89,6 +89,11 @@ fn sources(directory: &str) -> Vec<(PathBuf, String)> {
     }
     assert!(!found.is_empty());
     found
+}
+
+/// Tests, and the simulation, which is one, may do what the product may not.
+fn is_of_the_product(name: &OsStr) -> bool {
+    name != "tests" && name != "simulation"
 }
 
 /// Lines of code (comments left out) that contain one of these words.
@@ -200,6 +205,31 @@ fn the_runtime_has_one_name() {
         [] as [String; 0],
         "only `dataplane/src/rt` names the runtime"
     );
+}
+
+/// Sockets without a kernel, and a handshake without a cipher, are for tests alone.
+#[test]
+fn the_product_has_nothing_of_the_simulation() {
+    for (path, text) in sources("dataplane/src") {
+        for module in ["mod simulation;", "mod simulated;"] {
+            for (at, _) in text.match_indices(module) {
+                let before = text[..at]
+                    .trim_end_matches("pub ")
+                    .trim_end_matches("pub(crate) ");
+                assert!(
+                    before.ends_with("#[cfg(test)]\n"),
+                    "{}: `{module}` is in the product",
+                    path.display()
+                );
+            }
+        }
+    }
+    let binary = fs::read(env!("CARGO_BIN_EXE_claviger")).expect("it is built");
+    let binary = String::from_utf8_lossy(&binary);
+    let hello = "simulated hello";
+    assert!(!binary.contains(hello), "the handshake of the simulation");
+    let reason = "upstream_body_cut";
+    assert!(binary.contains(reason), "the search would have found it");
 }
 
 /// What is published to other people names no host that only some can reach.

@@ -16,6 +16,9 @@ pub(super) enum Datagrams {
         registered: Registered,
         socket: UnixDatagram,
     },
+    /// Nobody sends.
+    #[cfg(test)]
+    Simulated,
 }
 
 impl Datagrams {
@@ -24,6 +27,10 @@ impl Datagrams {
     /// # Errors
     /// As `fcntl(2)` and the driver's registration.
     pub(super) fn new(socket: UnixDatagram, kind: DriverKind) -> io::Result<Self> {
+        #[cfg(test)]
+        if super::simulated::World::current().is_some() {
+            return Ok(Datagrams::Simulated);
+        }
         socket.set_nonblocking(kind == DriverKind::Epoll)?;
         Ok(match Loop::current() {
             Some(home) => Datagrams::Ready {
@@ -56,6 +63,8 @@ impl Datagrams {
                     Err(error) => return Err(error),
                 }
             },
+            #[cfg(test)]
+            Datagrams::Simulated => std::future::pending().await,
         };
         message
             .try_into()
