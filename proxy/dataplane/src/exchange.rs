@@ -727,6 +727,9 @@ impl Exchange<'_> {
             Failed::Abandoned => {
                 self.core.count(Counter::exchanges_abandoned);
                 self.draft.borrow_mut().refused = Some((Refuser::Caller, "caller_gone"));
+                // Perhaps only its sending direction is closed, and it reads on: to a caller of
+                // HTTP/1.0 a plain end would be the body's.
+                self.down.outgoing().reset();
                 Next::Drop
             }
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 use crate::harness::world::{Claviger, HOST, Site, bearer_route};
-use crate::harness::{Answer, Scripted, World, eventually};
+use crate::harness::{Answer, Client, Scripted, World, eventually};
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes)
@@ -383,6 +383,42 @@ fn a_cut_answer_is_cut_for_the_caller_too() {
         "{}",
         String::from_utf8_lossy(&all)
     );
+}
+
+/// Where only the connection's end ends an answer, a plain end would make half of it the whole.
+/// Who has closed its sending direction alone still reads.
+#[test]
+fn a_caller_of_http_1_0_that_has_finished_sending_sees_a_cut_as_one() {
+    let world = World::new();
+    let (_, key_file) = world.key_file("key");
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        if peer.head().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+            peer.wait_end();
+        }
+    });
+    let claviger = world.start(&format!(
+        "{}[[listener]]\nname = \"clear\"\naddress = \"127.0.0.2:0\"\ntls = false\n{}{}",
+        world.base(),
+        upstream.upstream("mock", HOST),
+        bearer_route(&key_file)
+    ));
+    let address = claviger.addresses_of("clear")[0];
+    let mut client = Client::clear(address, world.transcript()).expect("it listens");
+    client.send(format!("GET /cut HTTP/1.0\r\nHost: {HOST}\r\n\r\n"));
+    let head = client.head();
+    assert_eq!(head.status, 200);
+    assert_eq!(head.field("content-length"), None);
+    client.close_write();
+    let end = loop {
+        match client.fill() {
+            Ok(1..) => {}
+            end => break end,
+        }
+    };
+    let end = end.map_err(|error| error.kind());
+    assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset));
+    assert_eq!(claviger.audit_of("/cut")["reason"], "caller_gone");
 }
 
 /// A byte now and then is no pause, and would hold the upstream's connection for ever.
