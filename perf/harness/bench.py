@@ -53,6 +53,7 @@ class Options:
     load_cpu: int = 1
     extra: dict = field(default_factory=dict)  # contender -> words added to its command line
     slow: dict = field(default_factory=dict)  # program -> the Slowdown of its twin, for the gate's proof
+    adjust: dict = field(default_factory=dict)  # contender -> a function of its job that changes what `start` wrote
     lock: Path | None = None  # taken around each scenario
     sustain: bool = False  # open loop: only at the highest rate that all hold
     sustained_by: str = ""  # open loop: at the highest rate that this one holds, whether the others do or not
@@ -180,6 +181,8 @@ class Bench:
         )
         # A twin's own words stand for those of the command line: both could name the same setting.
         command = contender.start(job) + (list(slow.words) or self.options.extra.get(program, []))
+        if program in self.options.adjust:
+            self.options.adjust[program](job)
         process = self.spawn(command, cpus, slow=slow)
         self.running[name] = Running(name, contender.title, contender.version(), job.port, process, contender, job)
         self.await_accept(name)

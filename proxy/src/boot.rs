@@ -35,6 +35,10 @@ const AUDIT_FLUSH: Duration = Duration::from_secs(5);
 /// How long the control plane may take to end.
 const OFFICE_STOP: Duration = Duration::from_secs(2);
 
+/// Open files that are needed beside those of callers' connections: a default upstream's
+/// connections, and our own. With fewer, callers that keep a core waiting make room.
+const OPEN_FILES_BESIDE: u64 = 2048;
+
 /// The exit code when a worker panicked (EX_SOFTWARE of sysexits.h).
 const EXIT_WORKER_PANICKED: u8 = 70;
 
@@ -178,6 +182,7 @@ fn serve(
         .join(" ");
 
     let cpus = cpus(&settings)?;
+    raise_open_files(cpus.len(), snapshot.limits.connections_max);
     let turns: Vec<Arc<Turns>> = cpus.iter().map(|_| Arc::default()).collect();
     let watchdog = Watchdog::from_environment(&turns, predecessor.is_some()).map_err(failed)?;
     let counters: Vec<Arc<Counters>> = cpus.iter().map(|_| Arc::default()).collect();
@@ -578,6 +583,24 @@ fn drop_privileges(settings: &Settings) -> Result<(), BootError> {
             }
             Ok(())
         }
+    }
+}
+
+/// Takes all open files that are granted, and says so where they are fewer than the
+/// connections that the configuration allows: then they are what runs out first.
+fn raise_open_files(workers: usize, connections_max: usize) {
+    match privileges::raise_open_files() {
+        Ok(granted) => {
+            let wanted = (workers as u64) * (connections_max as u64) + OPEN_FILES_BESIDE;
+            if granted < wanted {
+                tracing::info!(
+                    granted,
+                    wanted,
+                    "the limit of open files is below server.connections_max for all workers: callers that keep a core waiting are closed when it is reached. LimitNOFILE= raises it"
+                );
+            }
+        }
+        Err(error) => tracing::warn!("the limit of open files could not be raised: {error}"),
     }
 }
 

@@ -55,6 +55,20 @@ pub fn lock_memory() -> io::Result<bool> {
     }
 }
 
+/// Raises the limit of open files as far as it may be raised without privileges, and
+/// returns it: `u64::MAX` is none.
+///
+/// # Errors
+/// As `setrlimit(2)`.
+pub fn raise_open_files() -> io::Result<u64> {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(hard)
+}
+
 /// Becomes `user` for good and keeps nothing but the capability to bind low
 /// ports. Before binding, so that a later socket of the same user can join.
 ///

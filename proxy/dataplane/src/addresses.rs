@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
+use crate::complaint;
 use crate::rt;
 use crate::tick::Tick;
 
@@ -127,6 +128,11 @@ impl<'a> Trial<'a> {
         self.settled = true;
         self.failures.connected(self.address);
     }
+
+    /// The address was not asked.
+    fn say_nothing(mut self) {
+        self.settled = true;
+    }
 }
 
 impl Drop for Trial<'_> {
@@ -183,8 +189,11 @@ pub async fn connect(
     let attempt = |address: SocketAddr| async move {
         let trial = Trial::new(failures, tick, address);
         let connected = rt::connect(address).await;
-        if connected.is_ok() {
-            trial.succeed();
+        match &connected {
+            Ok(_) => trial.succeed(),
+            // Ours, not the address's.
+            Err(error) if complaint::exhausted(error).is_some() => trial.say_nothing(),
+            Err(_) => {}
         }
         (address, connected)
     };

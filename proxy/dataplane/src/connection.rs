@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use handoff::Counter;
 use policy::Caller;
 
 use crate::core::Core;
@@ -41,8 +42,19 @@ impl Peer {
 
 /// Serves a connection to its end.
 pub async fn serve(core: &Rc<Core>, listener: Arc<str>, client: SocketAddr, socket: RawSocket) {
-    let Ok(socket) = rt::adopt(socket) else {
-        return;
+    let socket = match rt::adopt(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            core.count(Counter::accepts_failed);
+            if let Some(unsaid) = core.complaints.accepting.may(core.tick.now_ms()) {
+                tracing::warn!(
+                    listener = &*listener,
+                    unsaid,
+                    "a connection could not be watched: {error}; likely cause: `sysctl fs.epoll.max_user_watches`, or the kernel's memory"
+                );
+            }
+            return;
+        }
     };
     let mut down = Transport::new(socket, &core.tick, &core.buffers);
     let client = SocketAddr::new(Caller::canonical(client.ip()), client.port());

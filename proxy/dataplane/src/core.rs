@@ -11,6 +11,7 @@ use wire::rewrite::Plan;
 
 use crate::addresses::Failures;
 use crate::buffer::FreeList;
+use crate::complaint::Complaints;
 use crate::ledger::Ledger;
 use crate::pool::ConnectionPool;
 use crate::tick::Tick;
@@ -31,6 +32,7 @@ pub struct Core {
     pub pool: ConnectionPool,
     pub failures: Failures,
     pub ledger: Ledger,
+    pub complaints: Complaints,
     /// Nothing new is accepted, and every answer ends its connection.
     pub draining: Cell<bool>,
     /// Of these: another process accepts on the same sockets.
@@ -77,6 +79,7 @@ impl Core {
             pool: ConnectionPool::default(),
             failures: Failures::default(),
             ledger,
+            complaints: Complaints::default(),
             draining: Cell::new(false),
             retiring: Cell::new(false),
             broken: Cell::new(false),
@@ -144,6 +147,16 @@ impl Core {
 
     pub fn count(&self, counter: Counter) {
         self.counters.add(counter);
+    }
+
+    /// Ends the connection of a caller that keeps us waiting, for the sake of another one.
+    /// `false`: there is none; all of them are in the middle of something.
+    pub fn make_room(&self) -> bool {
+        let made = self.tick.evict_one();
+        if made {
+            self.count(Counter::connections_evicted);
+        }
+        made
     }
 
     /// What is done once per sweep.

@@ -114,6 +114,13 @@ pub async fn run(
     let mut rest = Rest::of(framing, desk.request.rest().len());
     if core.counters.get(Counter::exchanges_open) > view.limits.exchanges_max as u64 {
         core.count(Counter::exchanges_refused_limit);
+        if let Some(unsaid) = core.complaints.exchanges.may(core.tick.now_ms()) {
+            tracing::warn!(
+                exchanges_max = view.limits.exchanges_max,
+                unsaid,
+                "a request was answered 503: exchanges_max requests are under way on this core; raise it if memory allows, or look at which upstream is slow"
+            );
+        }
         return exchange.refuse(desk, &OVERLOADED, rest).await;
     }
     if let BodyFraming::Length(length) = framing
@@ -206,11 +213,20 @@ impl Rest {
 async fn read_head(core: &Core, down: &mut Transport, desk: &mut Desk) -> Result<(), HeadEnd> {
     let limits = core.view().limits;
     let begun_ms = core.tick.now_ms();
+    let mut waits = false;
     let mut incoming = down.incoming();
     loop {
         if desk.request.buffered() > 0 {
-            match desk.request.parse(&limits.head) {
+            let parsed = desk.request.parse(&limits.head);
+            if waits && !matches!(parsed, Ok(Parse::Partial)) {
+                incoming.watch().busy();
+            }
+            match parsed {
                 Ok(Parse::Complete) => return Ok(()),
+                Ok(Parse::Partial) if !waits => {
+                    waits = true;
+                    incoming.watch().may_be_evicted();
+                }
                 Ok(Parse::Partial) => {}
                 Err(error) => return Err(HeadEnd::Bad(error)),
             }

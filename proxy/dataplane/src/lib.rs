@@ -18,6 +18,7 @@ mod addresses;
 #[doc(hidden)]
 pub mod bench;
 mod buffer;
+mod complaint;
 mod connection;
 mod core;
 mod exchange;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use handoff::Counter;
 
+use crate::complaint;
 use crate::connection;
 use crate::core::Core;
 use crate::rt::{self, Handed, Hatch, HatchSender, RawSocket};
@@ -130,10 +131,19 @@ pub async fn accept(
                 if is_gone(&error) || rt::is_stopped(&error) {
                     continue;
                 }
-                tracing::warn!(
-                    listener = &*names[index as usize],
-                    "accept failed: {error}; likely cause: the limit of open files (ulimit -n, LimitNOFILE=)"
-                );
+                core.count(Counter::accepts_failed);
+                let cure = complaint::exhausted(&error);
+                // Whoever keeps us waiting makes room for whoever comes.
+                let made_room = cure.is_some() && core.make_room();
+                if let Some(unsaid) = core.complaints.accepting.may(core.tick.now_ms()) {
+                    tracing::warn!(
+                        listener = &*names[index as usize],
+                        unsaid,
+                        made_room,
+                        "accept failed: {error}; {}",
+                        cure.unwrap_or("the cause is not known")
+                    );
+                }
                 rt::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
@@ -214,10 +224,29 @@ fn start(core: &Rc<Core>, cores: &Arc<Cores>, names: &Arc<[Arc<str>]>, handed: H
         core: Rc::clone(core),
     };
     let Handed { socket, listener } = handed;
-    if cores.load(core.index) > core.view().limits.connections_max {
-        core.count(Counter::connections_refused_limit);
-        drop(socket);
-        return;
+    let connections_max = core.view().limits.connections_max;
+    if cores.load(core.index) > connections_max {
+        // Whoever keeps us waiting makes room for whoever comes.
+        let made_room = core.make_room();
+        if let Some(unsaid) = core.complaints.connections.may(core.tick.now_ms()) {
+            tracing::warn!(
+                listener = &*names[listener as usize],
+                connections_max,
+                unsaid,
+                made_room,
+                "connections_max is reached on this core: {}; raise it if memory and open files allow, or look at who connects",
+                if made_room {
+                    "a caller that kept it waiting was cut off"
+                } else {
+                    "a new connection was refused"
+                }
+            );
+        }
+        if !made_room {
+            core.count(Counter::connections_refused_limit);
+            drop(socket);
+            return;
+        }
     }
     let Ok(client) = rt::peer_address(&socket) else {
         return;

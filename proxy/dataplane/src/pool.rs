@@ -7,12 +7,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use handoff::Counter;
 use policy::verdict::PoolKey;
 use policy::{Refuser, Upstream};
 
 use crate::addresses;
+use crate::complaint;
 use crate::core::Core;
 use crate::rt;
 use crate::session::Handshake;
@@ -23,9 +25,6 @@ use queue::{Line, Queue, Waiting};
 
 /// How long a pool stays warm after its last use.
 const WARM_MS: u64 = 600_000;
-
-/// Failures to connect are logged at most this often, by each core.
-const COMPLAINT_MS: u64 = 1_000;
 
 /// Pauses between attempts to warm a pool whose upstream does not answer.
 const WARM_PAUSE_MS_MIN: u64 = 1_000;
@@ -42,13 +41,17 @@ const RETRY_RESERVE: u32 = 100;
 /// Requests that earn one more second try: at most a fifth of the traffic is sent twice.
 const REQUESTS_PER_RETRY: u32 = 5;
 
+/// Callers' connections that are ended, one after the other, so that one connection to an upstream
+/// has a descriptor; past it the request is answered 503. Another one may be faster to take it.
+const EVICTIONS_MAX: u32 = 4;
+
+/// For a connection that was ended to be closed.
+const EVICTION_PAUSE: Duration = Duration::from_millis(10);
+
 /// Idle connections by [`PoolKey`]. Connections of one key are never lent for another.
 #[derive(Default)]
 pub struct ConnectionPool {
     buckets: RefCell<HashMap<PoolKey, Bucket, BuildHasherDefault<KeyHasher>>>,
-    /// When the last complaint about an upstream was logged, and how many were not
-    /// since then.
-    complaints: Cell<(Option<u64>, u64)>,
 }
 
 #[derive(Default)]
@@ -126,6 +129,8 @@ pub enum LeaseError {
     Tls(io::Error),
     /// It took too long.
     TimedOut,
+    /// The machine had no descriptor, port or memory left for another connection.
+    Local(io::Error),
 }
 
 impl LeaseError {
@@ -173,6 +178,12 @@ impl LeaseError {
                 "upstream_connect_timeout",
                 "The upstream did not accept a connection in time (connect_timeout).",
                 Refuser::Upstream,
+            ),
+            LeaseError::Local(_) => (
+                503,
+                "connections_exhausted",
+                "This machine has no descriptor or port left for another connection; the log names the limit.",
+                Refuser::Claviger,
             ),
         }
     }
@@ -232,17 +243,6 @@ impl ConnectionPool {
             }
         }
         cold
-    }
-
-    /// Whether a failure may be logged now, and how many were not since the last.
-    fn may_complain(&self, now_ms: u64) -> Option<u64> {
-        let (last, unsaid) = self.complaints.get();
-        if last.is_some_and(|last| now_ms.saturating_sub(last) < COMPLAINT_MS) {
-            self.complaints.set((last, unsaid + 1));
-            return None;
-        }
-        self.complaints.set((Some(now_ms), 0));
-        Some(unsaid)
     }
 
     fn warmed(&self, key: PoolKey, well: bool, now_ms: u64) {
@@ -539,7 +539,7 @@ pub async fn lease(
         well: Cell::new(None),
     };
     // Boxed: most requests find a connection, and would carry this along.
-    let opening = Box::pin(open(core, upstream, turn));
+    let opening = Box::pin(open_with_room(core, upstream, turn));
     let opened = rt::timeout(upstream.limits.connect_timeout, opening)
         .await
         .unwrap_or(Err(LeaseError::TimedOut));
@@ -551,6 +551,20 @@ pub async fn lease(
             lease.address = address;
             Ok(lease)
         }
+        Err(LeaseError::Local(cause)) => {
+            // It says nothing of the upstream: nobody else's attempt is decided by it.
+            core.count(Counter::upstream_connects_exhausted);
+            if let Some(unsaid) = core.complaints.local.may(now_ms) {
+                tracing::warn!(
+                    upstream = &*upstream.name,
+                    reason = "connections_exhausted",
+                    unsaid,
+                    "cannot connect: {cause}; {}",
+                    complaint::exhausted(&cause).unwrap_or_default()
+                );
+            }
+            Err(LeaseError::Local(cause))
+        }
         Err(error) => {
             attempt.well.set(Some(false));
             core.count(Counter::upstream_connect_failures);
@@ -559,7 +573,7 @@ pub async fn lease(
                 _ => &error.answer().2,
             };
             // Once a second is enough to read, however many requests fail.
-            if let Some(unsaid) = core.pool.may_complain(now_ms) {
+            if let Some(unsaid) = core.complaints.upstreams.may(now_ms) {
                 tracing::warn!(
                     upstream = &*upstream.name,
                     reason = error.answer().1,
@@ -612,6 +626,29 @@ impl Drop for Attempt<'_> {
     }
 }
 
+/// Opens a connection. When descriptors have run out, a caller that keeps us waiting makes room
+/// for it: a request under way comes before a connection that waits for one.
+async fn open_with_room(
+    core: &Rc<Core>,
+    upstream: &Upstream,
+    turn: usize,
+) -> Result<(Transport, SocketAddr), LeaseError> {
+    let mut evictions = 0;
+    loop {
+        match open(core, upstream, turn).await {
+            Err(LeaseError::Local(error))
+                if error.raw_os_error() == Some(libc::EMFILE)
+                    && evictions < EVICTIONS_MAX
+                    && core.make_room() =>
+            {
+                evictions += 1;
+                rt::sleep(EVICTION_PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
 async fn open(
     core: &Rc<Core>,
     upstream: &Upstream,
@@ -627,7 +664,10 @@ async fn open(
     loop {
         let (socket, address) = addresses::connect(&ordered, &core.failures, &core.tick)
             .await
-            .map_err(LeaseError::Connect)?;
+            .map_err(|error| match complaint::exhausted(&error) {
+                Some(_) => LeaseError::Local(error),
+                None => LeaseError::Connect(error),
+            })?;
         let handshake = Handshake::client(Arc::clone(&upstream.tls), upstream.tls_name.clone())
             .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
         let mut connection = Transport::new(socket, &core.tick, &core.buffers);

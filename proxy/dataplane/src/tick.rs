@@ -8,6 +8,9 @@
 //! The same sweep notices callers that went away while their exchange waits for
 //! the upstream, and peers that closed idle connections, with one `poll(2)` for
 //! all of them.
+//!
+//! When connections run out, [`Tick::evict_one`] ends one whose caller keeps us
+//! waiting, so that slow callers keep nobody out.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
@@ -30,6 +33,14 @@ const WATCH_AFTER_MS: u64 = 150;
 /// keep-alive client's usual pause it would cost a wake-up per request.
 const COLD_AFTER_MS: u64 = 1_000;
 
+/// A connection whose handshake or request head has been under way for so long may be
+/// ended for the sake of another one. An honest one takes a few round trips.
+pub const UNHURRIED: Duration = Duration::from_secs(1);
+
+/// Of so many connections that may be ended, the one that has been so for longest is: looking
+/// at all of them for each new one would cost as much as its handshake.
+const EVICTION_LOOKS_MAX: usize = 64;
+
 /// "Never" as a time.
 const NEVER: u64 = u64::MAX;
 
@@ -39,6 +50,8 @@ pub struct Tick {
     /// Milliseconds since `started`, as of the last sweep.
     now_ms: Cell<u64>,
     sweeps: Cell<u64>,
+    /// Where the search for a connection to end goes on.
+    evict_from: Cell<usize>,
     slots: RefCell<Slots>,
     /// Scratch for the hang-up poll.
     polled: RefCell<(Vec<RawFd>, Vec<Rc<Slot>>)>,
@@ -67,6 +80,9 @@ pub struct Slot {
     /// From when on draining may end it, because it waits for a request; `NEVER`
     /// while an exchange is under way.
     idle_from: Cell<u64>,
+    /// From when on it may be ended for the sake of another connection, because it
+    /// waits for its caller; `NEVER` while an exchange is under way.
+    evictable_from: Cell<u64>,
     stop: Stop,
     /// The other side of the exchange, cut when this one hangs up.
     partner: RefCell<Weak<Slot>>,
@@ -86,6 +102,7 @@ impl Tick {
             started: rt::now(),
             now_ms: Cell::new(0),
             sweeps: Cell::new(0),
+            evict_from: Cell::new(0),
             slots: RefCell::default(),
             polled: RefCell::default(),
         })
@@ -109,6 +126,7 @@ impl Tick {
             hung_up: Cell::new(false),
             waiting_since: Cell::new(NEVER),
             idle_from: Cell::new(NEVER),
+            evictable_from: Cell::new(NEVER),
             stop,
             partner: RefCell::new(Weak::new()),
         });
@@ -196,6 +214,42 @@ impl Tick {
         self.slots.borrow().entries.iter().flatten().count()
     }
 
+    /// Ends a connection that waits for its caller: between two requests, or for the
+    /// rest of a handshake or a request head for longer than [`UNHURRIED`]. Among those
+    /// that it looks at, the one that has been so for longest. `false`: there is none.
+    pub fn evict_one(&self) -> bool {
+        let slots = self.slots.borrow();
+        let count = slots.entries.len();
+        let now = self.now_ms.get();
+        let mut longest: Option<&Rc<Slot>> = None;
+        let mut looked = 0;
+        for step in 0..count {
+            let at = (self.evict_from.get() + step) % count;
+            let Some(slot) = &slots.entries[at] else {
+                continue;
+            };
+            let from = slot.evictable_from.get();
+            if from > now {
+                continue;
+            }
+            if longest.is_none_or(|longest| from < longest.evictable_from.get()) {
+                longest = Some(slot);
+            }
+            looked += 1;
+            if looked == EVICTION_LOOKS_MAX {
+                self.evict_from.set((at + 1) % count);
+                break;
+            }
+        }
+        let Some(slot) = longest else {
+            return false;
+        };
+        // Once is enough: the task that owns it ends it now.
+        slot.evictable_from.set(NEVER);
+        rt::cut(slot.fd, true);
+        true
+    }
+
     fn due(&self, after: Duration) -> u64 {
         let after = u64::try_from(after.as_millis()).unwrap_or(NEVER);
         // The clock may be a period old; nobody is cut early.
@@ -266,11 +320,19 @@ impl Registration {
         } else {
             self.tick.due(grace)
         });
+        self.slot.evictable_from.set(self.slot.idle_from.get());
     }
 
     /// It does not wait for a request any more.
     pub fn busy(&self) {
         self.slot.idle_from.set(NEVER);
+        self.slot.evictable_from.set(NEVER);
+    }
+
+    /// It waits for what its caller has begun: after [`UNHURRIED`] it may be ended for
+    /// the sake of another connection, until it is [`busy`](Self::busy).
+    pub fn may_be_evicted(&self) {
+        self.slot.evictable_from.set(self.tick.due(UNHURRIED));
     }
 
     /// A receive waits with a buffer in hand: after a while the sweep stops it, so

@@ -37,9 +37,11 @@ pub async fn accept(
 ) -> io::Result<Accepted> {
     connection.watch().recv_within(limit);
     connection.watch().send_within(limit);
+    connection.watch().may_be_evicted();
     let outcome = handshake(core, snapshot, listener, connection).await;
     connection.watch().recv_done();
     connection.watch().send_done();
+    connection.watch().busy();
     match outcome {
         Ok(accepted) => {
             core.count(Counter::handshakes);

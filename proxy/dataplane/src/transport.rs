@@ -411,6 +411,11 @@ impl Incoming<'_> {
         self.watch.now_ms()
     }
 
+    /// The sweep's view of the socket.
+    pub fn watch(&self) -> &Registration {
+        self.watch
+    }
+
     /// What can be said without waiting: whether there is clear text already.
     pub fn ready(&mut self) -> io::Result<Option<Filled>> {
         let mut inner = self.inner.borrow_mut();

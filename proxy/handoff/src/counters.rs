@@ -29,6 +29,11 @@ counters! {
     connections_handed_over,
     /// Connections closed at once because the core was at its limit.
     connections_refused_limit,
+    /// Connections closed for the sake of another one, because their callers kept the core
+    /// waiting when connections or descriptors had run out.
+    connections_evicted,
+    /// Attempts to accept a connection that failed for want of descriptors or memory.
+    accepts_failed,
     /// TLS handshakes with callers that were completed.
     handshakes,
     /// Of these, resumed sessions.
@@ -61,6 +66,8 @@ counters! {
     upstream_retries,
     /// Connections to upstreams that could not be opened or verified.
     upstream_connect_failures,
+    /// Connections to upstreams for which no descriptor, port or memory was left.
+    upstream_connects_exhausted,
     /// Requests that waited for a connection to an upstream.
     upstream_queued,
     /// Requests refused because none became free, or the queue was full.

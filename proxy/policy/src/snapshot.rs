@@ -217,7 +217,8 @@ pub struct ServerLimits {
     pub body_rate_min: u64,
     /// How long draining waits for exchanges in flight.
     pub drain_timeout: Duration,
-    /// Connections at once. Past it a new connection is closed at once, and counted.
+    /// Connections at once. Past it a caller that keeps the core waiting makes room for a new
+    /// one; without any, the new one is closed. Both are counted.
     pub connections_max: usize,
     /// Exchanges under way at once, tunnels among them. Past it: 503 with `Retry-After`.
     pub exchanges_max: usize,

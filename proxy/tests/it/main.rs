@@ -16,6 +16,7 @@ mod conformance;
 mod docs;
 mod driver;
 mod echo;
+mod fire;
 mod house;
 mod hygiene;
 mod listener;

@@ -328,7 +328,7 @@ pub struct Server {
     pub body_rate_min: Option<Written<u64>>,
     /// How long SIGTERM waits for exchanges in flight. Past it they are cut. Default: `"30s"`.
     pub drain_timeout: Option<Written<Period>>,
-    /// Callers' connections at once, per worker. Past it a new connection is closed at once and counted. Default: `16384`.
+    /// Callers' connections at once, per worker. Past it a caller that keeps the core waiting makes room for a new one; without any, the new one is closed. Default: `16384`.
     pub connections_max: Option<Written<u64>>,
     /// Requests under way at once, per worker, upgraded connections among them. Past it the answer is 503 with `Retry-After`. Default: `8192`.
     pub exchanges_max: Option<Written<u64>>,

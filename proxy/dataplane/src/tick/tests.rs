@@ -395,3 +395,65 @@ fn places_are_used_again() {
     held.push(tick.register(-1, Stop::default()));
     assert_eq!(places(), 3);
 }
+
+/// Whether our receiving side was cut: its task sees the end.
+fn is_ended(ours: &crate::transport::Transport) -> bool {
+    rt::peek(ours.watch().fd()) == rt::Peeked::Closed
+}
+
+#[test]
+fn the_longest_idle_makes_room_and_nobody_who_is_busy() {
+    on_each_driver(async || {
+        let bench = Bench::new();
+        let mut held = Vec::new();
+        for now in [1000, 2000, 3000] {
+            bench.tick.sweep_at(now, false);
+            let (ours, peer) = bench.socket().await;
+            ours.watch().idle(Duration::ZERO);
+            held.push((ours, peer));
+        }
+        held[0].0.watch().busy();
+        assert!(bench.tick.evict_one());
+        assert!(is_ended(&held[1].0), "it had been idle for longest");
+        assert!(bench.tick.evict_one());
+        assert!(is_ended(&held[2].0));
+        assert!(!bench.tick.evict_one(), "there is nobody else");
+        assert!(!is_ended(&held[0].0));
+    });
+}
+
+#[test]
+fn a_handshake_makes_room_once_it_is_slow() {
+    on_each_driver(async || {
+        let bench = Bench::new();
+        bench.tick.sweep_at(1000, false);
+        let (ours, _peer) = bench.socket().await;
+        ours.watch().may_be_evicted();
+        assert!(!bench.tick.evict_one(), "it has only begun");
+        let late = 1000 + (UNHURRIED + PERIOD).as_millis() as u64;
+        bench.tick.sweep_at(late - 1, false);
+        assert!(!bench.tick.evict_one());
+        bench.tick.sweep_at(late, false);
+        assert!(bench.tick.evict_one());
+        assert!(is_ended(&ours));
+    });
+}
+
+/// The search is short, and begins where the last one ended: whoever is far back has its turn.
+#[test]
+fn everybody_has_a_turn() {
+    on_each_driver(async || {
+        let bench = Bench::new();
+        let mut held = Vec::new();
+        for _ in 0..EVICTION_LOOKS_MAX * 2 {
+            let (ours, peer) = bench.socket().await;
+            ours.watch().idle(Duration::ZERO);
+            held.push((ours, peer));
+        }
+        for _ in 0..held.len() {
+            assert!(bench.tick.evict_one());
+        }
+        assert!(!bench.tick.evict_one());
+        assert!(held.iter().all(|(ours, _)| is_ended(ours)));
+    });
+}

@@ -1,0 +1,179 @@
+//! Upstreams that do not answer, or never stop.
+
+use super::{IDLE_SHARE_MAX, LIMIT, assert_calm, config, outlast};
+use crate::harness::world::{Claviger, HOST};
+use crate::harness::{Scripted, World};
+
+/// Requests under way at once.
+const MANY: usize = 30;
+
+/// Claviger in front of a script, and a second route to the same upstream definition's neighbour: its
+/// callers must not notice.
+#[track_caller]
+fn serve(world: &World, upstream: &Scripted, lines: &str) -> Claviger {
+    let (_, key_file) = world.key_file("key");
+    world.start(&config(
+        world,
+        &upstream.upstream("mock", HOST),
+        &key_file,
+        "",
+        lines,
+    ))
+}
+
+#[test]
+fn one_that_never_answers() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| while peer.head().is_some() {});
+    let claviger = serve(&world, &upstream, "response_head_timeout = \"3s\"\n");
+    let mut callers: Vec<_> = (0..MANY).map(|_| claviger.connect(&world)).collect();
+    for one in &mut callers {
+        one.send(format!("GET /never HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    }
+    claviger.wait_count("exchanges_open", MANY as u64);
+    assert_calm(&claviger, IDLE_SHARE_MAX);
+    for one in &mut callers {
+        one.answer().expect_own(504, "upstream_response_timeout");
+    }
+    claviger.wait_count("exchanges_open", 0);
+}
+
+/// Interim answers without end.
+#[test]
+fn one_that_floods_with_interim_answers() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        if peer.head().is_some() {
+            while peer.send("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(100)) {}
+            peer.tell("cut off");
+        }
+    });
+    let claviger = serve(&world, &upstream, "");
+    let mut client = claviger.connect(&world);
+    for _ in 0..3 {
+        let answer = client.get(HOST, "/flood");
+        answer.expect_own(502, "upstream_answer_malformed");
+        assert!(answer.interim.len() <= 17, "{}", answer.interim.len());
+        assert_eq!(upstream.told(), "cut off");
+    }
+}
+
+/// A head that drips is due as a whole.
+#[test]
+fn one_whose_head_drips() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        if peer.head().is_some() {
+            while peer.send("H") {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                // Well-formed, as far as it goes.
+                if !peer.send("TTP/1.1 200 OK\r\nX: ") {
+                    break;
+                }
+                while peer.send("x") {
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                }
+            }
+        }
+    });
+    let claviger = serve(&world, &upstream, "response_head_timeout = \"1s\"\n");
+    claviger
+        .get(&world, "/drip")
+        .expect_own(504, "upstream_response_timeout");
+}
+
+/// A head without end is not kept.
+#[test]
+fn one_whose_head_never_ends() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        if peer.head().is_some() && peer.send("HTTP/1.1 200 OK\r\n") {
+            while peer.send(format!("X: {}\r\n", "x".repeat(1000))) {}
+            peer.tell("cut off");
+        }
+    });
+    let claviger = serve(&world, &upstream, "");
+    claviger
+        .get(&world, "/long")
+        .expect_own(502, "upstream_answer_malformed");
+    assert_eq!(upstream.told(), "cut off");
+}
+
+/// An answer that drips goes on as long as its caller wants it, as event streams do, and ends with its
+/// caller; one that stops is cut after `read_timeout`.
+#[test]
+fn one_whose_body_drips_or_stops() {
+    let world = World::new();
+    let upstream = Scripted::start(&world, HOST, |peer| {
+        let Some(head) = peer.head() else { return };
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nx");
+        if head.starts_with("GET /stops ") {
+            peer.wait_end();
+        } else {
+            while peer.send("x") {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
+        peer.tell("left alone");
+    });
+    let claviger = serve(&world, &upstream, "read_timeout = \"1s\"\n");
+    let mut stops = claviger.connect(&world);
+    stops.send(format!("GET /stops HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    let mut drips = claviger.connect(&world);
+    drips.send(format!("GET /drips HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    stops.socket().set_nonblocking(true).expect("a socket");
+    outlast(vec![stops], LIMIT / 2, LIMIT, |_| {});
+    assert_eq!(
+        claviger.audit_of("/stops")["reason"],
+        "upstream_read_timeout"
+    );
+    assert_eq!(upstream.told(), "left alone");
+    // The other one is still served.
+    let body = drips.head();
+    assert_eq!(body.status, 200);
+    drips.read_exact(10);
+    drop(drips);
+    assert_eq!(upstream.told(), "left alone");
+    assert_eq!(claviger.audit_of("/drips")["reason"], "caller_gone");
+}
+
+/// Whoever waits for a silent upstream takes nothing from callers of another one: each has
+/// connections and a queue of its own.
+#[test]
+fn a_silent_upstream_starves_nobody_else() {
+    let world = World::new();
+    let silent = Scripted::start(&world, HOST, |peer| while peer.head().is_some() {});
+    let (key, key_file) = world.key_file("key");
+    let mock = crate::harness::Mock::start(
+        &world,
+        &["other.example.com"],
+        &["--key", &key, "--auth", "bearer"],
+    );
+    let other = "[[route]]\nname = \"other\"\nhost = \"other.example.com\"\nupstream = \"other\"\ncredential = \"mock\"\ncallers = \"open\"\n";
+    let claviger = world.start(&format!(
+        "{}{other}{}",
+        config(
+            &world,
+            &silent.upstream("mock", HOST),
+            &key_file,
+            "",
+            "connections_max = 5\nqueue_max = 5\nqueue_timeout = \"20s\"\n"
+        ),
+        mock.upstream("other", "other.example.com")
+    ));
+    let mut callers: Vec<_> = (0..MANY).map(|_| claviger.connect(&world)).collect();
+    for one in &mut callers {
+        one.send(format!("GET /never HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    }
+    // Five wait for an answer, five for a connection, and all others were refused at once.
+    for one in &mut callers {
+        one.socket().set_nonblocking(true).expect("a socket");
+    }
+    claviger.wait_count("upstream_queue_refusals", (MANY - 10) as u64);
+    for _ in 0..20 {
+        claviger
+            .connect_as(&world, "other.example.com")
+            .get("other.example.com", "/ok")
+            .expect(200);
+    }
+}
