@@ -64,16 +64,28 @@ fn rendered(report: &config::Report) -> BootError {
     BootError(report.render(std::io::stderr().is_terminal()))
 }
 
+/// Whether the process may leave a core when it crashes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dumps {
+    /// It leaves none, and no other process of its user may look into it.
+    Forbid,
+    /// As whoever started it has it. There are keys in a core: for the control of
+    /// `claviger prove`, whose keys are made up.
+    Permit,
+}
+
 /// Serves until told to stop.
 ///
 /// # Errors
 /// [`BootError`] for whatever kept it from serving.
-pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
+pub fn run(args: &cli::Run, dumps: Dumps) -> Result<ExitCode, BootError> {
     // Before anything is read. A failure is told once there is a log.
-    let _ = privileges::forbid_dumps();
+    if dumps == Dumps::Forbid {
+        let _ = privileges::forbid_dumps();
+    }
     // Before anything is opened.
     let mut predecessor = Predecessor::find().map_err(failed)?;
-    let outcome = run_in_place_of(args, &mut predecessor);
+    let outcome = run_in_place_of(args, dumps, &mut predecessor);
     if let (Err(error), Some(predecessor)) = (&outcome, &predecessor) {
         predecessor.failed(&error.0);
     }
@@ -84,6 +96,7 @@ pub fn run(args: &cli::Run) -> Result<ExitCode, BootError> {
 /// one has handed over.
 fn run_in_place_of(
     args: &cli::Run,
+    dumps: Dumps,
     predecessor: &mut Option<Predecessor>,
 ) -> Result<ExitCode, BootError> {
     let (given, giver) = match predecessor {
@@ -120,7 +133,7 @@ fn run_in_place_of(
         giver,
         manager,
     };
-    let served = serve(args, settings, &log, start);
+    let served = serve(args, dumps, settings, &log, start);
     log.flush(Duration::from_secs(1));
     served
 }
@@ -146,6 +159,7 @@ fn activated() -> Result<Vec<Given>, BootError> {
 
 fn serve(
     args: &cli::Run,
+    dumps: Dumps,
     early: &Settings,
     log: &Arc<telemetry::Telemetry>,
     start: Start<'_>,
@@ -158,7 +172,9 @@ fn serve(
     } = start;
     drop_privileges(early)?;
     // Another user is dumpable again, as fs.suid_dumpable says (prctl(2)).
-    if let Err(error) = privileges::forbid_dumps() {
+    if dumps == Dumps::Forbid
+        && let Err(error) = privileges::forbid_dumps()
+    {
         tracing::warn!("core dumps could not be forbidden: {error}");
     }
     lock_memory(early)?;

@@ -34,6 +34,12 @@ pub enum Command {
     Ca(Ca),
     /// Show the whole thing at work: a mock API, a real call, and what each side saw.
     Demo(Demo),
+    /// Show that no key comes out: canaries for keys, every route and every error driven, and all
+    /// that came out searched. Ends with 1 if a key is found, or a search is blind.
+    Prove(Prove),
+    /// Serve, for `prove`.
+    #[command(hide = true)]
+    ProveServe(ProveServe),
     /// Print completions for a shell.
     Completions {
         /// The shell.
@@ -167,4 +173,29 @@ pub struct Demo {
     /// End by itself after the call.
     #[arg(long)]
     pub once: bool,
+}
+
+/// `claviger prove`
+#[derive(Debug, Args)]
+pub struct Prove {
+    /// Drive the routes of this configuration, with canaries in place of its secrets, which are
+    /// not read. Default: a built-in one that uses every way of writing a key and every preset.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Leave everything that was searched, and say where it is.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// `claviger prove-serve`
+#[derive(Debug, Args)]
+pub struct ProveServe {
+    #[command(flatten)]
+    pub run: Run,
+    /// Leave a core after a crash: what the proof looks like when it fails.
+    #[arg(long)]
+    pub permit_dumps: bool,
 }

@@ -8,6 +8,7 @@ mod demo;
 mod descriptors;
 mod handover;
 mod privileges;
+mod prove;
 mod service;
 mod signals;
 mod sockets;
@@ -24,12 +25,16 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let outcome = match &cli.command {
-        cli::Command::Run(args) => boot::run(args).map_err(|error| error.to_string()),
+        cli::Command::Run(args) => {
+            boot::run(args, boot::Dumps::Forbid).map_err(|error| error.to_string())
+        }
         cli::Command::Check(args) => tools::check(args),
         cli::Command::Explain(args) => tools::explain(args),
         cli::Command::Schema => tools::schema(),
         cli::Command::Ca(args) => tools::ca(args),
         cli::Command::Demo(args) => demo::run(args),
+        cli::Command::Prove(args) => prove::run(args),
+        cli::Command::ProveServe(args) => prove::serve(args).map_err(|error| error.to_string()),
         cli::Command::Completions { shell } => tools::completions(*shell),
     };
     match outcome {

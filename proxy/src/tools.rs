@@ -189,7 +189,7 @@ fn hosts_of(path: &std::path::Path) -> Result<Vec<String>, String> {
 }
 
 /// Writes to standard output; a reader that has gone (`| head`) is no error.
-fn print_out(bytes: &[u8]) -> Result<(), String> {
+pub fn print_out(bytes: &[u8]) -> Result<(), String> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => Ok(()),

@@ -24,6 +24,7 @@ mod memory;
 mod names;
 mod office;
 mod privileges;
+mod prove;
 mod reload;
 mod routes;
 mod shutdown;

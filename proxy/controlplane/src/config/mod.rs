@@ -32,5 +32,10 @@ pub use schema::json_schema;
 pub use settings::{AuditSettings, LogSettings, Settings};
 pub use written::Workers;
 
+/// The names of all presets, as a route's `preset` takes them.
+pub fn preset_names() -> impl Iterator<Item = &'static str> {
+    presets::all().iter().map(|preset| preset.name)
+}
+
 #[cfg(test)]
 mod tests;
