@@ -13,6 +13,7 @@ use std::thread::{self, JoinHandle};
 
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use super::coded;
 use super::search::{Canaries, forms};
 use super::{LockExt, PATIENCE};
 
@@ -48,8 +49,9 @@ const MANNERS: [Manner; 5] = [
 pub struct Script {
     /// As `X-Prove` names it.
     pub name: &'static str,
-    /// What is sent back. `{form}` is the key in some form, `{key}` the key as it is,
-    /// `{many}` the key many times over, `{flood}` many interim answers with it.
+    /// What is sent back. `{form}` is the key in some form, `{earlier}` the one that was in
+    /// its place before in that form, `{key}` the key as it is, `{many}` the key many times
+    /// over, `{flood}` many interim answers with it. A body is coded as the head says.
     pub text: &'static str,
     /// How it is sent.
     pub pieces: Pieces,
@@ -66,12 +68,13 @@ pub enum Pieces {
     Whole,
     /// In two writes, cut in the middle of what is filled in.
     Halves,
-    /// A head, then each byte as a chunk of its own, and an empty chunk.
+    /// A head, then each byte as a chunk of its own, coded if the head says so, and an
+    /// empty chunk.
     ByteChunks,
     /// A head, then two chunks cut in the middle of what is filled in; the last
     /// chunk and whatever follows is the script's.
     TwoChunks,
-    /// A head with the length of what follows it.
+    /// A head with the length of what follows it, coded if the head says so.
     Sized,
     /// A head, then WebSocket messages: a text, the same in two fragments, the same
     /// in binary, as a ping, and as the reason of a close.
@@ -129,6 +132,8 @@ struct Shared {
     canaries: Arc<Canaries>,
     /// The canaries from this one on are keys; those before it are others' secrets.
     keys_from: usize,
+    /// The canary that each one has taken the place of.
+    earlier: BTreeMap<usize, usize>,
     scripts: Vec<Script>,
     received: Mutex<BTreeMap<usize, Received>>,
     /// How many have come to the gate, and whether it is open.
@@ -147,6 +152,7 @@ impl Api {
         wrong: Arc<ServerConfig>,
         canaries: Arc<Canaries>,
         keys_from: usize,
+        earlier: BTreeMap<usize, usize>,
         scripts: Vec<Script>,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
@@ -156,6 +162,7 @@ impl Api {
             wrong,
             canaries,
             keys_from,
+            earlier,
             scripts,
             received: Mutex::default(),
             gate: Mutex::default(),
@@ -295,15 +302,21 @@ impl Shared {
             .canaries
             .search(received)
             .range(self.keys_from..)
-            .map(|(&id, _)| self.canaries.text(id))
-            .find(|text| !text.is_empty())
-            .unwrap_or("no key was sent");
-        let forms = forms(key);
-        let form = match forms.get(form) {
-            Some((_, form)) => form.as_str(),
+            .map(|(&id, _)| (id, self.canaries.text(id)))
+            .find(|(_, text)| !text.is_empty());
+        let earlier = key
+            .and_then(|(id, _)| self.earlier.get(&id))
+            .map_or("no key was there before", |&id| self.canaries.text(id));
+        let key = key.map_or("no key was sent", |(_, text)| text);
+        let in_form = |text: &str| match forms(text).into_iter().nth(form) {
+            Some((_, form)) => form,
             // As it was written into the request.
-            None => field(head, "authorization").unwrap_or(key),
+            None => match field(head, "authorization") {
+                Some(written) if text == key => written.to_owned(),
+                _ => text.to_owned(),
+            },
         };
+        let form = &*in_form(key);
         let text = script
             .text
             .replace("{many}", &format!("{key},").repeat(2000))
@@ -312,6 +325,7 @@ impl Shared {
                 &format!("HTTP/1.1 103 Early Hints\r\nLink: {key}\r\n\r\n").repeat(500),
             )
             .replace("{key}", key)
+            .replace("{earlier}", &in_form(earlier))
             .replace("{form}", form);
         let (start, rest) = text
             .find("\r\n\r\n")
@@ -319,6 +333,8 @@ impl Shared {
         let middle = rest
             .find(form)
             .map_or(rest.len() / 2, |at| at + form.len() / 2);
+        let coding = field(start, "content-encoding").unwrap_or_default();
+        let coded = |body: &str| coded::encode(coding, body.as_bytes());
         match script.pieces {
             Pieces::Whole => write(stream, text.as_bytes())?,
             Pieces::Halves => {
@@ -331,15 +347,14 @@ impl Shared {
             }
             Pieces::Sized => {
                 let head = start.trim_end();
-                let length = rest.len();
-                write(
-                    stream,
-                    format!("{head}\r\nContent-Length: {length}\r\n\r\n{rest}").as_bytes(),
-                )?;
+                let body = coded(rest);
+                let length = body.len();
+                let head = format!("{head}\r\nContent-Length: {length}\r\n\r\n");
+                write(stream, &[head.as_bytes(), &body].concat())?;
             }
             Pieces::ByteChunks => {
                 let mut out = start.as_bytes().to_vec();
-                for byte in rest.bytes() {
+                for byte in coded(rest) {
                     out.extend_from_slice(&[b'1', b'\r', b'\n', byte, b'\r', b'\n']);
                 }
                 out.extend_from_slice(b"0\r\n\r\n");

@@ -10,7 +10,8 @@ use policy::OnEcho;
 use super::LockExt;
 use super::api::{Api, Asked, End, Script};
 use super::caller::{Caller, Door, Leave};
-use super::scripts::{ECHOES, FAULTS, REQUESTS, ROTATED, Sent};
+use super::coded;
+use super::scripts::{EARLIER, ECHOES, FAULTS, REQUESTS, ROTATED, Sent, UNINSPECTED};
 use super::search::{Canaries, forms};
 use super::site::{Driven, Site};
 
@@ -76,13 +77,20 @@ struct Job {
 /// All scripts, in the order of their numbers.
 pub fn scripts() -> Vec<Script> {
     let mut all = ECHOES.to_vec();
-    all.push(ROTATED);
+    all.extend([ROTATED, EARLIER]);
+    all.extend_from_slice(UNINSPECTED);
     all.extend_from_slice(FAULTS);
     all
 }
 
 /// The number of [`ROTATED`].
 const ROTATED_NUMBER: usize = ECHOES.len();
+
+/// The number of [`EARLIER`].
+const EARLIER_NUMBER: usize = ROTATED_NUMBER + 1;
+
+/// The number of the first of [`UNINSPECTED`], behind which [`FAULTS`] follow.
+const UNINSPECTED_FROM: usize = EARLIER_NUMBER + 1;
 
 impl Drive<'_> {
     /// Each form of the key, in each place of an answer.
@@ -115,11 +123,43 @@ impl Drive<'_> {
         self.run(&jobs, CALLERS, true);
     }
 
-    /// Each fault of an API, and callers that go away.
-    pub fn faults(&self) {
-        let first = ROTATED_NUMBER + 1;
+    /// Each form of the key that was in its place before the rotation, where there was one.
+    pub fn earlier(&self) {
         let mut jobs = Vec::new();
         for (route, driven) in self.open_routes() {
+            if !driven
+                .slot
+                .is_some_and(|slot| self.site.slots[slot].rotates())
+            {
+                continue;
+            }
+            let count = if driven.thorough { forms("").len() } else { 1 };
+            jobs.extend((0..count).map(|form| Job {
+                route,
+                script: EARLIER_NUMBER,
+                form,
+                leave: Leave::AtTheEnd,
+            }));
+        }
+        self.run(&jobs, CALLERS, true);
+    }
+
+    /// Each fault of an API, and callers that go away.
+    pub fn faults(&self) {
+        let mut jobs = Vec::new();
+        for (route, driven) in self.open_routes() {
+            let uninspected = if driven.passes_uninspected {
+                &[][..]
+            } else {
+                UNINSPECTED
+            };
+            jobs.extend((0..uninspected.len()).map(|number| Job {
+                route,
+                script: UNINSPECTED_FROM + number,
+                form: 0,
+                leave: Leave::AtTheEnd,
+            }));
+            let first = UNINSPECTED_FROM + UNINSPECTED.len();
             for (number, script) in FAULTS.iter().enumerate() {
                 if script.asked == Asked::WebSocket && !driven.websocket {
                     continue;
@@ -291,7 +331,7 @@ impl Drive<'_> {
         let (data, key) = (self.callers_data, self.callers_key);
         let order = format!("{} {} {}", job.route, job.script, job.form);
         let common = format!(
-            "{path}?prove={data} HTTP/1.1\r\nHost: {host}\r\nX-Prove: {order}\r\nAuthorization: Bearer {key}\r\nX-Api-Key: {key}\r\n"
+            "{path}?prove={data} HTTP/1.1\r\nHost: {host}\r\nX-Prove: {order}\r\nAuthorization: Bearer {key}\r\nX-Api-Key: {key}\r\nAccept-Encoding: gzip, br, zstd\r\n"
         );
         if asked == Asked::WebSocket {
             return format!(
@@ -354,15 +394,15 @@ impl Drive<'_> {
     }
 }
 
-/// An answer without the sizes of its chunks and the heads of its WebSocket frames,
-/// as a client's library would hand it on: roughly, and rather too much than too
-/// little.
+/// An answer without the sizes of its chunks, the heads of its WebSocket frames and its
+/// content coding, as a client's library would hand it on: roughly, and rather too much
+/// than too little.
 fn without_framing(answer: &[u8]) -> Vec<u8> {
     let Some(at) = memchr::memmem::find(answer, b"\r\n\r\n") else {
         return answer.to_vec();
     };
     let (head, mut rest) = answer.split_at(at + 4);
-    let mut out = head.to_vec();
+    let mut out = Vec::new();
     let text = String::from_utf8_lossy(head).to_ascii_lowercase();
     if text.starts_with("http/1.1 101") {
         // Unmasked frames, one after the other (RFC 6455, section 5.2).
@@ -397,7 +437,11 @@ fn without_framing(answer: &[u8]) -> Vec<u8> {
     } else {
         out.extend_from_slice(rest);
     }
-    out
+    let coding = text
+        .lines()
+        .find_map(|line| line.strip_prefix("content-encoding: "));
+    let decoded = coding.map(|coding| coded::decode(coding, &out));
+    [head, &out, &decoded.unwrap_or_default()].concat()
 }
 
 /// Does `count` things, so many at a time.

@@ -13,6 +13,7 @@
 
 mod api;
 mod caller;
+mod coded;
 mod drive;
 mod pki;
 mod process;
@@ -55,7 +56,7 @@ const BUILT_IN: &str = include_str!("built_in.toml");
 /// What the proof does not show, in the words that the report ends with.
 pub const LIMITS: [&str; 6] = [
     "An API that means harm can send the key back in a form that no search knows: reversed, encrypted, a byte at a time. What is shown is that the usual forms do not pass.",
-    "Compressed bodies pass as they are and are not driven.",
+    "Archives, pictures and the like are not unpacked. A route with on_uninspected = \"mark\" passes bodies on that cannot be searched, as it was told to; it is not driven with such.",
     "Canaries have 48 bytes. A key of fewer than 16 bytes is not searched for in answers; `check` warns about it.",
     "A route with on_echo = \"report\" passes keys on, as it was told to; here it serves as a control.",
     "Root, and whoever may read this machine's memory, can read keys.",
@@ -125,6 +126,10 @@ fn prove(args: &cli::Prove, place: &Path, say: &dyn Fn(&str)) -> Result<Report, 
         stranger.server(ca.names())?,
         Arc::clone(&canaries),
         keys_from,
+        site.slots
+            .iter()
+            .map(|slot| (slot.versions[1], slot.versions[0]))
+            .collect(),
         drive::scripts(),
     )
     .map_err(|error| format!("the APIs: {error}"))?;
@@ -157,6 +162,7 @@ fn prove(args: &cli::Prove, place: &Path, say: &dyn Fn(&str)) -> Result<Report, 
         )
     })?;
     drive.once_each();
+    drive.earlier();
     say("faulty answers, callers that go away, refusals");
     drive.faults();
     drive.refusals();

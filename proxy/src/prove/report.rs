@@ -14,7 +14,7 @@ use super::LIMITS;
 use super::api::Api;
 use super::drive::{Evidence, judge_received};
 use super::process::{Crash, core_pattern};
-use super::scripts::{ECHOES, FAULTS, REQUESTS};
+use super::scripts::{EARLIER, ECHOES, FAULTS, REQUESTS, UNINSPECTED};
 use super::search::{Canaries, Found, forms};
 use super::site::{Site, kind};
 
@@ -133,7 +133,7 @@ impl Report {
                 "{} of a key, in {} forms and {} places of an answer",
                 evidence.echoes,
                 forms("").len() + 1,
-                ECHOES.len()
+                ECHOES.len() + 1
             ),
         );
         add(
@@ -141,7 +141,7 @@ impl Report {
             format!(
                 "{} faulty answers; {} refused or broken requests; keys exchanged in the middle of an answer; \
                  no certificate, no TLS, no answer, no API; a panic; a crash",
-                FAULTS.len(),
+                FAULTS.len() + UNINSPECTED.len(),
                 REQUESTS.len()
             ),
         );
@@ -336,9 +336,9 @@ impl Report {
             "config": self.config.as_ref().map(|path| path.display().to_string()),
             "took_ms": u64::try_from(self.took.as_millis()).unwrap_or(u64::MAX),
             "driven": self.driven.iter().map(|(what, text)| json!({ "what": what, "text": text })).collect::<Vec<_>>(),
-            "echoes": ECHOES.iter().map(|script| script.name).collect::<Vec<_>>(),
+            "echoes": ECHOES.iter().chain([&EARLIER]).map(|script| script.name).collect::<Vec<_>>(),
             "forms": forms("").iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-            "faults": FAULTS.iter().map(|script| script.name).collect::<Vec<_>>(),
+            "faults": FAULTS.iter().chain(UNINSPECTED).map(|script| script.name).collect::<Vec<_>>(),
             "refusals": REQUESTS.iter().map(|(name, _, _)| *name).collect::<Vec<_>>(),
             "reasons": self.reasons.iter().map(|(reason, count)| json!({ "reason": reason, "answers": count })).collect::<Vec<_>>(),
             "channels": self.channels.iter().map(|channel| json!({

@@ -105,6 +105,34 @@ pub const ECHOES: &[Script] = &[
         Asked::Plainly,
     ),
     script(
+        "in a gzip body",
+        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n{\"you_sent\":\"{form}\"}",
+        Pieces::Sized,
+        End::Stay,
+        Asked::Plainly,
+    ),
+    script(
+        "in gzip, in chunks of a byte",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\nyou sent {form}, twice: {form}",
+        Pieces::ByteChunks,
+        End::Stay,
+        Asked::Plainly,
+    ),
+    script(
+        "in a deflate body",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: deflate\r\n\r\nyou sent {form}!",
+        Pieces::Sized,
+        End::Stay,
+        Asked::Plainly,
+    ),
+    script(
+        "in a br body",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\nyou sent {form}!",
+        Pieces::Sized,
+        End::Stay,
+        Asked::Plainly,
+    ),
+    script(
         "in WebSocket messages",
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n{\"you_sent\":\"{form}\"}",
         Pieces::Frames,
@@ -121,6 +149,36 @@ pub const ROTATED: Script = script(
     End::Gate,
     Asked::Plainly,
 );
+
+/// An echo of the key that was in its place before the rotation: its provider may
+/// honour it still.
+pub const EARLIER: Script = script(
+    "an earlier key",
+    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Echo: {earlier}\r\n\r\n{\"you_sent\":\"{earlier}\"}",
+    Pieces::Sized,
+    End::Stay,
+    Asked::Plainly,
+);
+
+/// Bodies that cannot be looked into, with the key in them for all to see. A route that
+/// is told to pass such bodies on is not driven with them.
+pub const UNINSPECTED: &[Script] = &[
+    script(
+        "a coding that is not known",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\n\r\nyou sent {key}!",
+        Pieces::Sized,
+        End::Stay,
+        Asked::Plainly,
+    ),
+    fault(
+        "a coding that lies",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nConnection: close\r\n\r\nyou sent {key}!",
+    ),
+    fault(
+        "a part of a coded body",
+        "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 9-58/59\r\nContent-Encoding: br\r\nConnection: close\r\n\r\nt {key}",
+    ),
+];
 
 /// Answers that are faulty, with the key in the fault.
 pub const FAULTS: &[Script] = &[

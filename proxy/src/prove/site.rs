@@ -3,7 +3,7 @@
 //!
 //! An operator's configuration is never served as it is: a copy is rewritten. Kept:
 //! hosts, routes, paths, methods, injections, presets, what is stripped, `on_echo`,
-//! bounds. Replaced: secrets (none is read), certificates, addresses, times, the
+//! `on_uninspected`, bounds. Replaced: secrets (none is read), certificates, addresses, times, the
 //! user, and where things are written. `callers` becomes `"open"`, since the proof
 //! calls from loopback.
 
@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use controlplane::config::{self, Certificates, Draft};
 use controlplane::pki::authority;
-use policy::{Injection, OnEcho};
+use policy::{Injection, OnEcho, OnUninspected};
 use toml::{Table, Value};
 
 use super::pki::ApiCa;
@@ -75,6 +75,8 @@ pub struct Driven {
     pub websocket: bool,
     /// What becomes of a key in an answer.
     pub on_echo: OnEcho,
+    /// Whether a body passes that cannot be searched.
+    pub passes_uninspected: bool,
     /// The largest body that it takes.
     pub body_bytes_max: u64,
     /// Whether it drives every form in every place, or each form and each place once.
@@ -105,6 +107,11 @@ impl Slot {
         let _ = fs::remove_file(&fresh);
         write_private(&fresh, self.secret(version, canaries).as_bytes())?;
         fs::rename(&fresh, file).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    /// Whether another version can take the place of the first while it is in use.
+    pub fn rotates(&self) -> bool {
+        self.file.is_some()
     }
 
     fn secret(&self, version: usize, canaries: &Canaries) -> String {
@@ -570,6 +577,7 @@ fn routes(draft: &Draft, slots: &Slots) -> Vec<Driven> {
                 websocket: route.upgrades.iter().any(|name| name == "websocket")
                     && (route.methods.is_empty() || route.methods.iter().any(|name| name == "GET")),
                 on_echo: route.on_echo,
+                passes_uninspected: route.on_uninspected == OnUninspected::Mark,
                 body_bytes_max: route.body_bytes_max,
                 thorough: false,
                 open: route.callers.allow(loopback),

@@ -112,6 +112,7 @@ fn no_key_comes_out_of_the_built_in_configuration() {
         "upstream_not_verified",
         "upstream_answer_malformed",
         "key_echoed",
+        "answer_not_inspected",
         "caller_not_allowed",
         "method_refused",
         "request_head_timeout",
