@@ -263,7 +263,7 @@ fn setup(world: &World) -> String {
 }
 
 /// Something that `scripts/test --setup` has installed.
-fn installed(path: &str) -> PathBuf {
+pub fn installed(path: &str) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .parent()
         .expect("target/tmp");

@@ -13,6 +13,7 @@ mod cli;
 mod clients;
 mod coded;
 mod conformance;
+mod differential;
 mod docs;
 mod driver;
 mod echo;
