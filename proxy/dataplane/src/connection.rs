@@ -1,4 +1,5 @@
-//! One caller's connection: the handshake, then one exchange after another.
+//! One caller's connection: the handshake, then one exchange after another, and
+//! between two of them perhaps the way to another core.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -9,16 +10,43 @@ use std::time::Duration;
 use handoff::Counter;
 use policy::Caller;
 
+use crate::balance::Activity;
 use crate::core::Core;
 use crate::exchange::{self, Next};
 use crate::ledger::Draft;
 use crate::rt::{self, RawSocket};
+use crate::session::Session;
 use crate::tls;
 use crate::transport::{Filled, Transport};
 
 /// How long after its handshake a connection may send its first request although
 /// the core drains.
 const FIRST_GRACE: Duration = Duration::from_secs(1);
+
+/// A connection that this core shall serve.
+pub struct Arrival {
+    /// The listener that accepted it.
+    pub listener: Arc<str>,
+    pub client: SocketAddr,
+    pub socket: RawSocket,
+    /// What another core has made of it; `None` is a new one.
+    pub carried: Option<Carried>,
+}
+
+/// A connection that goes on elsewhere.
+pub struct Departure {
+    /// Where.
+    pub core: usize,
+    pub socket: RawSocket,
+    pub carried: Carried,
+}
+
+/// What of a connection moves to another core, beside its socket.
+pub struct Carried {
+    peer: Peer,
+    /// `None` is clear text.
+    session: Option<Box<Session>>,
+}
 
 /// Who is at the other end, as far as the connection tells.
 pub struct Peer {
@@ -40,34 +68,50 @@ impl Peer {
     }
 }
 
-/// Serves a connection to its end.
-pub async fn serve(core: &Rc<Core>, listener: Arc<str>, client: SocketAddr, socket: RawSocket) {
-    let socket = match rt::adopt(socket) {
+/// Serves a connection to its end, or until another core should go on with it.
+pub async fn serve(core: &Rc<Core>, arrival: Arrival) -> Option<Departure> {
+    let socket = match rt::adopt(arrival.socket) {
         Ok(socket) => socket,
         Err(error) => {
             core.count(Counter::accepts_failed);
             if let Some(unsaid) = core.complaints.accepting.may(core.tick.now_ms()) {
                 tracing::warn!(
-                    listener = &*listener,
+                    listener = &*arrival.listener,
                     unsaid,
                     "a connection could not be watched: {error}; likely cause: `sysctl fs.epoll.max_user_watches`, or the kernel's memory"
                 );
             }
-            return;
+            return None;
         }
     };
     let mut down = Transport::new(socket, &core.tick, &core.buffers);
+    let client = arrival.client;
     let client = SocketAddr::new(Caller::canonical(client.ip()), client.port());
-    let Some(peer) = greet(core, listener, client, &mut down).await else {
-        return;
+    let (peer, mut pace) = match arrival.carried {
+        None => {
+            let peer = greet(core, arrival.listener, client, &mut down).await?;
+            (peer, Pace::of_new())
+        }
+        Some(carried) => {
+            down.resume(carried.session);
+            (carried.peer, Pace::of_moved(core))
+        }
     };
-    let draft = Draft::new(Arc::clone(&peer.listener), client);
-    draft.borrow_mut().server_name.clone_from(&peer.server_name);
-    let _record = LastRecord {
-        core,
-        draft: &draft,
+    let goes_to = {
+        let draft = Draft::new(Arc::clone(&peer.listener), client);
+        draft.borrow_mut().server_name.clone_from(&peer.server_name);
+        let _record = LastRecord {
+            core,
+            draft: &draft,
+        };
+        exchanges(core, &peer, &draft, &mut down, &mut pace).await?
     };
-    exchanges(core, &peer, &draft, &mut down).await;
+    let (socket, session) = goes_to.parts;
+    Some(Departure {
+        core: goes_to.core,
+        socket,
+        carried: Carried { peer, session },
+    })
 }
 
 /// Whatever way a connection ends, be it a panic, an exchange that was begun has
@@ -117,25 +161,56 @@ async fn greet(
     Some(peer)
 }
 
-async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, down: &mut Transport) {
-    let mut is_first = true;
+/// How a connection's exchanges follow each other.
+struct Pace {
+    /// For the first request after a handshake.
+    grace: Duration,
+    activity: Activity,
+}
+
+impl Pace {
+    fn of_new() -> Self {
+        Self {
+            // A connection that was taken from the queue while draining gets its chance.
+            grace: FIRST_GRACE,
+            activity: Activity::default(),
+        }
+    }
+
+    fn of_moved(core: &Core) -> Self {
+        Self {
+            grace: Duration::ZERO,
+            activity: Activity::of_moved(core.tick.now_ms()),
+        }
+    }
+}
+
+/// Where a connection goes on, and what it is then.
+struct GoesTo {
+    core: usize,
+    parts: (RawSocket, Option<Box<Session>>),
+}
+
+async fn exchanges(
+    core: &Rc<Core>,
+    peer: &Peer,
+    draft: &Rc<RefCell<Draft>>,
+    down: &mut Transport,
+    pace: &mut Pace,
+) -> Option<GoesTo> {
     loop {
         let limits = core.view().limits;
-        // A connection that was taken from the queue while draining gets its chance.
-        let grace = if std::mem::take(&mut is_first) {
-            FIRST_GRACE
-        } else {
-            Duration::ZERO
-        };
+        let grace = std::mem::take(&mut pace.grace);
         let arrived = down.incoming().fill_idle(limits.idle_timeout, grace).await;
         match arrived {
             Ok(Filled::Data) => {}
             // An idle end is a clean one, whoever wants it.
             Ok(Filled::End) | Err(_) => {
                 down.goodbye().await;
-                break;
+                return None;
             }
         }
+        core.burden.serves(&mut pace.activity);
         // An idle connection has no desk; a pipelined request keeps it.
         let mut desk = core.take_desk();
         let next = loop {
@@ -150,13 +225,19 @@ async fn exchanges(core: &Rc<Core>, peer: &Peer, draft: &Rc<RefCell<Draft>>, dow
             Next::KeepAlive if !core.draining.get() => {}
             Next::KeepAlive | Next::Close => {
                 down.goodbye().await;
-                break;
+                return None;
             }
             Next::Linger => {
                 crate::respond::linger(down).await;
-                break;
+                return None;
             }
-            Next::Drop => break,
+            Next::Drop => return None,
+        }
+        // Nothing is under way now: neither an exchange nor an operation of the kernel.
+        if let Some(other) = core.burden.relief(&pace.activity, core.tick.now_ms())
+            && let Some(parts) = down.dismantle()
+        {
+            return Some(GoesTo { core: other, parts });
         }
     }
 }

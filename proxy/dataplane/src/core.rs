@@ -10,6 +10,7 @@ use wire::head::{RequestHead, ResponseHead};
 use wire::rewrite::Plan;
 
 use crate::addresses::Failures;
+use crate::balance::Burden;
 use crate::buffer::FreeList;
 use crate::complaint::Complaints;
 use crate::ledger::Ledger;
@@ -33,6 +34,8 @@ pub struct Core {
     pub failures: Failures,
     pub ledger: Ledger,
     pub complaints: Complaints,
+    /// How busy this core is, and who could help.
+    pub burden: Burden,
     /// Nothing new is accepted, and every answer ends its connection.
     pub draining: Cell<bool>,
     /// Of these: another process accepts on the same sockets.
@@ -80,6 +83,7 @@ impl Core {
             failures: Failures::default(),
             ledger,
             complaints: Complaints::default(),
+            burden: Burden::default(),
             draining: Cell::new(false),
             retiring: Cell::new(false),
             broken: Cell::new(false),

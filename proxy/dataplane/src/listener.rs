@@ -3,19 +3,20 @@
 //! All cores accept from the same listening sockets. Whoever accepts looks at
 //! how many connections each core serves and passes the descriptor on if another
 //! one has fewer; so a few long-lived callers do not share one core while the
-//! next one idles. The measurement behind this choice is in ARCHITECTURE.md.
+//! next one idles. Later a connection may move again, at the end of an exchange
+//! ([`crate::balance`]). The measurements behind both are in ARCHITECTURE.md.
 
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use handoff::Counter;
 
+use crate::balance::Cores;
 use crate::complaint;
-use crate::connection;
+use crate::connection::{self, Arrival, Carried};
 use crate::core::Core;
-use crate::rt::{self, Handed, Hatch, HatchSender, RawSocket};
+use crate::rt::{self, Hatch, RawSocket};
 
 /// Connections that a core takes from one socket's queue when it stops accepting: as
 /// many as can wait there (`BACKLOG` of the process). What has come since did not wait,
@@ -40,52 +41,14 @@ pub struct BoundListener {
     pub socket: TcpListener,
 }
 
-/// A connection stays where it was accepted while that core has at most one more
-/// than the least busy one per so many of its own.
-const HAND_OUT_SLACK: usize = 8;
-
-/// One core's number of connections, on a cache line of its own.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Load(AtomicUsize);
-
-/// How many connections each core serves, and how to reach it. Touched when a
-/// connection comes or goes, never by a request.
-#[derive(Debug)]
-pub struct Cores {
-    loads: Vec<Load>,
-    hatches: Vec<HatchSender>,
-}
-
-impl Cores {
-    /// One entry per core.
-    pub fn new(hatches: Vec<HatchSender>) -> Arc<Self> {
-        Arc::new(Self {
-            loads: hatches.iter().map(|_| Load::default()).collect(),
-            hatches,
-        })
-    }
-
-    /// The core that should serve the next connection that `me` accepted.
-    fn least_loaded(&self, me: usize) -> usize {
-        let mine = self.load(me);
-        let (best, least) = (0..self.loads.len())
-            .map(|core| (core, self.load(core)))
-            .min_by_key(|&(_, load)| load)
-            .unwrap_or((me, mine));
-        // Exact for a few long-lived callers, silent for many: measured, 0 % of
-        // spreads were apart by 2, and hardly anything is passed on under load.
-        if mine.saturating_sub(least) > mine / HAND_OUT_SLACK {
-            best
-        } else {
-            me
-        }
-    }
-
-    /// Connections that `core` serves.
-    pub fn load(&self, core: usize) -> usize {
-        self.loads[core].0.load(Ordering::Relaxed)
-    }
+/// What goes through a core's hatch: a connection, new or in the midst of its life.
+pub struct Handed {
+    /// The connection.
+    pub socket: RawSocket,
+    /// An index into the listeners' list.
+    pub listener: u32,
+    /// What another core has made of it; `None` is a new one.
+    pub carried: Option<Carried>,
 }
 
 /// A connection's place on its core; given back when dropped.
@@ -96,9 +59,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.cores.loads[self.core.index]
-            .0
-            .fetch_sub(1, Ordering::Relaxed);
+        self.cores.went(self.core.index);
         self.core.counters.sub(Counter::connections_open);
     }
 }
@@ -177,38 +138,35 @@ fn place(
     } else {
         cores.least_loaded(core.index)
     };
-    // The load counts from here, so that a burst is spread as well.
-    cores.loads[target].0.fetch_add(1, Ordering::Relaxed);
-    if target == core.index {
-        start(
-            core,
-            cores,
-            names,
-            Handed {
-                socket,
-                listener: index,
-            },
-        );
-        return;
-    }
-    match cores.hatches[target].hand(Handed {
+    let handed = Handed {
         socket,
         listener: index,
-    }) {
+        carried: None,
+    };
+    if target == core.index {
+        cores.came(target);
+        start(core, cores, names, handed);
+        return;
+    }
+    match cores.hand(target, Box::new(handed)) {
         Ok(()) => core.count(Counter::connections_handed_over),
         Err(kept) => {
-            cores.loads[target].0.fetch_sub(1, Ordering::Relaxed);
-            cores.loads[core.index].0.fetch_add(1, Ordering::Relaxed);
-            start(core, cores, names, kept);
+            cores.came(core.index);
+            start(core, cores, names, *kept);
         }
     }
 }
 
 /// Takes in what other cores hand over.
-pub async fn take_in(core: Rc<Core>, cores: Arc<Cores>, names: Arc<[Arc<str>]>, hatch: Hatch) {
+pub async fn take_in(
+    core: Rc<Core>,
+    cores: Arc<Cores>,
+    names: Arc<[Arc<str>]>,
+    hatch: Hatch<Handed>,
+) {
     loop {
         match hatch.receive().await {
-            Ok(handed) => start(&core, &cores, &names, handed),
+            Ok(handed) => start(&core, &cores, &names, *handed),
             Err(error) => {
                 tracing::error!("the hatch between cores failed: {error}");
                 rt::sleep(ACCEPT_PAUSE).await;
@@ -223,14 +181,14 @@ fn start(core: &Rc<Core>, cores: &Arc<Cores>, names: &Arc<[Arc<str>]>, handed: H
         cores: Arc::clone(cores),
         core: Rc::clone(core),
     };
-    let Handed { socket, listener } = handed;
     let connections_max = core.view().limits.connections_max;
-    if cores.load(core.index) > connections_max {
+    // One that was let in stays so.
+    if handed.carried.is_none() && cores.load(core.index) > connections_max {
         // Whoever keeps us waiting makes room for whoever comes.
         let made_room = core.make_room();
         if let Some(unsaid) = core.complaints.connections.may(core.tick.now_ms()) {
             tracing::warn!(
-                listener = &*names[listener as usize],
+                listener = &*names[handed.listener as usize],
                 connections_max,
                 unsaid,
                 made_room,
@@ -244,20 +202,41 @@ fn start(core: &Rc<Core>, cores: &Arc<Cores>, names: &Arc<[Arc<str>]>, handed: H
         }
         if !made_room {
             core.count(Counter::connections_refused_limit);
-            drop(socket);
             return;
         }
     }
-    let Ok(client) = rt::peer_address(&socket) else {
-        return;
-    };
-    let name = Arc::clone(&names[listener as usize]);
+    let cores = Arc::clone(cores);
+    let name = Arc::clone(&names[handed.listener as usize]);
     let core = Rc::clone(core);
     rt::spawn(async move {
         // A panic ends this connection and nothing else; it unwinds through here.
         let _place = place;
         let _guard = PanicCounter(&core);
-        connection::serve(&core, name, client, socket).await;
+        let mut handed = handed;
+        loop {
+            let Ok(client) = rt::peer_address(&handed.socket) else {
+                return;
+            };
+            let arrival = Arrival {
+                listener: Arc::clone(&name),
+                client,
+                socket: handed.socket,
+                carried: handed.carried,
+            };
+            let Some(departure) = connection::serve(&core, arrival).await else {
+                return;
+            };
+            let leaving = Handed {
+                socket: departure.socket,
+                listener: handed.listener,
+                carried: Some(departure.carried),
+            };
+            match cores.hand(departure.core, Box::new(leaving)) {
+                Ok(()) => return core.count(Counter::connections_moved),
+                // Its queue is full: so the connection goes on here.
+                Err(kept) => handed = *kept,
+            }
+        }
     });
 }
 

@@ -12,8 +12,10 @@
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::future::Future;
 use std::io;
+use std::marker::PhantomData;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -795,78 +797,121 @@ fn set_nodelay(fd: RawFd) -> io::Result<()> {
     }
 }
 
-/// The place where other cores hand connections in: descriptors of this process,
-/// as numbers. The kernel bounds what may wait (the socket's buffer, some hundreds);
-/// when it is full the core that accepted keeps the connection. They are passed on, never closed and reopened.
-pub struct Hatch(Datagrams);
+/// The place where other cores hand connections in: boxes of this process, as
+/// addresses. The kernel bounds what may wait (the socket's buffer, some hundreds);
+/// when it is full the core that has the connection keeps it.
+pub struct Hatch<T>(Datagrams, PhantomData<T>);
 
 /// Makes a hatch: the sending end, and a socket that [`Hatch::new`] takes over on
 /// the thread that will receive.
 ///
 /// # Errors
 /// As `socketpair(2)`.
-pub fn hatch() -> io::Result<(HatchSender, std::os::unix::net::UnixDatagram)> {
+pub fn hatch<T: Send>() -> io::Result<(HatchSender<T>, HatchSocket<T>)> {
     let (sender, receiver) = std::os::unix::net::UnixDatagram::pair()?;
     sender.set_nonblocking(true)?;
-    Ok((HatchSender(sender), receiver))
+    Ok((
+        HatchSender(sender, PhantomData),
+        HatchSocket(receiver, PhantomData),
+    ))
 }
 
-impl Hatch {
+/// The receiving end of a hatch on its way to its thread.
+pub struct HatchSocket<T>(std::os::unix::net::UnixDatagram, PhantomData<T>);
+
+impl<T: Send> Hatch<T> {
     /// Takes the receiving end over.
     ///
     /// # Errors
     /// As `fcntl(2)` and the driver's registration.
-    pub fn new(socket: std::os::unix::net::UnixDatagram, kind: DriverKind) -> io::Result<Self> {
-        Ok(Self(Datagrams::new(socket, kind)?))
+    pub fn new(socket: HatchSocket<T>, kind: DriverKind) -> io::Result<Self> {
+        Ok(Self(Datagrams::new(socket.0, kind)?, PhantomData))
     }
 
-    /// The next connection that another core hands in.
-    pub async fn receive(&self) -> io::Result<Handed> {
-        let [f0, f1, f2, f3, l0, l1, l2, l3] = self.0.receive::<8>().await?;
-        // SAFETY: `HatchSender::hand` is the only writer of this private socket;
-        // it gave up its ownership of this number when the message was accepted.
-        let socket = unsafe { RawSocket::from_raw_fd(RawFd::from_ne_bytes([f0, f1, f2, f3])) };
-        Ok(Handed {
-            socket,
-            listener: u32::from_ne_bytes([l0, l1, l2, l3]),
-        })
+    /// What another core hands in next.
+    pub async fn receive(&self) -> io::Result<Box<T>> {
+        let address = usize::from_ne_bytes(self.0.receive().await?);
+        // SAFETY: `HatchSender::hand` is the only writer of this private socket, and
+        // its type says that it writes of `T` only; it gave up its ownership of this
+        // box when the message was accepted. A message is received once.
+        Ok(unsafe { Box::from_raw(std::ptr::with_exposed_provenance_mut(address)) })
     }
 }
 
 /// The end of a [`Hatch`] through which other cores hand connections in.
-#[derive(Debug)]
-pub struct HatchSender(std::os::unix::net::UnixDatagram);
+pub struct HatchSender<T>(std::os::unix::net::UnixDatagram, PhantomData<fn(T)>);
 
-/// What goes through a [`Hatch`]: a connection and the listener that accepted it.
-#[derive(Debug)]
-pub struct Handed {
-    /// The connection.
-    pub socket: RawSocket,
-    /// An index into the listeners' list.
-    pub listener: u32,
-}
-
-impl HatchSender {
-    /// Hands a connection over without waiting.
+impl<T: Send> HatchSender<T> {
+    /// Hands something over without waiting.
     ///
     /// # Errors
-    /// The connection itself when the other core's queue is full.
-    pub fn hand(&self, handed: Handed) -> Result<(), Handed> {
-        let Handed { socket, listener } = handed;
-        let mut message = [0u8; 8];
-        message[..4].copy_from_slice(&socket.as_raw_fd().to_ne_bytes());
-        message[4..].copy_from_slice(&listener.to_ne_bytes());
+    /// The very thing, when the other core's queue is full.
+    pub fn hand(&self, handed: Box<T>) -> Result<(), Box<T>> {
         // Given up first: once the message is out the other core owns it.
-        let fd = socket.into_raw_fd();
-        match self.0.send(&message) {
-            Ok(8) => Ok(()),
-            _ => Err(Handed {
-                // SAFETY: nobody received the number; it was ours a line ago.
-                socket: unsafe { RawSocket::from_raw_fd(fd) },
-                listener,
-            }),
+        let handed = Box::into_raw(handed);
+        match self.0.send(&handed.expose_provenance().to_ne_bytes()) {
+            Ok(_) => Ok(()),
+            // SAFETY: nobody received the address; the box was ours a line ago.
+            Err(_) => Err(unsafe { Box::from_raw(handed) }),
         }
     }
+}
+
+/// How long this thread has had work: the time for which it ran, and that for which
+/// it was ready to and waited for the processor.
+pub struct Meter {
+    /// `None`: the kernel does not tell how long a thread waits (`CONFIG_SCHED_INFO`),
+    /// or /proc is hidden.
+    schedstat: Option<std::fs::File>,
+}
+
+impl Default for Meter {
+    /// Of the calling thread, which alone may ask it.
+    fn default() -> Self {
+        Self {
+            schedstat: std::fs::File::open("/proc/thread-self/schedstat").ok(),
+        }
+    }
+}
+
+impl Meter {
+    /// The time so far. Where the kernel does not tell the waiting, without it.
+    pub fn so_far(&self) -> Duration {
+        self.ran_and_waited().unwrap_or_else(thread_time)
+    }
+
+    fn ran_and_waited(&self) -> Option<Duration> {
+        let mut text = [0u8; 64];
+        let read = self.schedstat.as_ref()?.read_at(&mut text, 0).ok()?;
+        // Nanoseconds on the processor, nanoseconds waiting for it, turns
+        // (Documentation/scheduler/sched-stats.rst).
+        let mut words = std::str::from_utf8(&text[..read]).ok()?.split(' ');
+        let mut next = || words.next()?.parse().ok().map(Duration::from_nanos);
+        Some(next()? + next()?)
+    }
+}
+
+/// How long this thread has run.
+fn thread_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the pointer is to `time`, which outlives the call. The clock exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    Duration::new(
+        time.tv_sec.unsigned_abs(),
+        time.tv_nsec.unsigned_abs() as u32,
+    )
+}
+
+/// A second descriptor of the same socket.
+///
+/// # Errors
+/// As `fcntl(2)`: the limit of open files.
+pub fn duplicate(fd: RawFd) -> io::Result<RawSocket> {
+    // SAFETY: the caller holds `fd` open for the length of this call.
+    unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()
 }
 
 /// Cuts a socket in one or both directions: an operation in flight ends at once.

@@ -44,8 +44,8 @@ use policy::{AddressBook, Snapshot};
 
 use self::judge::{Judge, Report};
 use self::setting::{CREDENTIALS, Setting};
+use crate::balance::Cores;
 use crate::core::Core;
-use crate::listener::Cores;
 use crate::rt::simulated::{Outside, Random, World, sleep};
 use crate::rt::{self, DriverKind};
 use crate::worker::Worker;

@@ -186,6 +186,26 @@ impl Transport {
         self.outgoing().flush_once().await
     }
 
+    /// Takes over the session that [`dismantle`](Self::dismantle) gave on another core.
+    pub fn resume(&mut self, session: Option<Box<Session>>) {
+        self.inner.get_mut().tls = session;
+    }
+
+    /// The socket and its session, to be served by another core; this end of it must
+    /// not be used any more. `None`, and all as it was, where something waits to be
+    /// read or sent, or descriptors are exhausted.
+    pub fn dismantle(&mut self) -> Option<(rt::RawSocket, Option<Box<Session>>)> {
+        let inner = self.inner.get_mut();
+        let is_busy =
+            inner.has_input() || inner.has_plaintext() || !inner.outbox.is_empty() || inner.sending;
+        if is_busy || inner.ended || inner.cut_short || self.watch.is_expired() {
+            return None;
+        }
+        // A duplicate: this core's driver lets go of its own descriptor when it can.
+        let socket = rt::duplicate(self.watch.fd()).ok()?;
+        Some((socket, inner.tls.take()))
+    }
+
     /// Gives the peer's end-of-data sign (close_notify) and forgets the rest.
     pub async fn goodbye(&mut self) {
         {

@@ -9,9 +9,10 @@ use std::time::Duration;
 use handoff::{Counters, Lane, Lifecycle, Phase, Published, Turns};
 use policy::{AddressBook, Snapshot};
 
+use crate::balance::Cores;
 use crate::core::Core;
 use crate::ledger::Ledger;
-use crate::listener::{self, BoundListener, Cores};
+use crate::listener::{self, BoundListener, Handed};
 use crate::pool;
 use crate::rt::{self, Driver, DriverKind, Hatch, Pulse, RuntimeError};
 use crate::tick;
@@ -209,7 +210,7 @@ impl Workers {
 pub struct Worker {
     pub index: usize,
     pub sockets: Vec<std::net::TcpListener>,
-    pub opening: std::os::unix::net::UnixDatagram,
+    pub opening: rt::HatchSocket<Handed>,
     pub heart: std::os::unix::net::UnixDatagram,
     pub cores: Arc<Cores>,
     pub names: Arc<[Arc<str>]>,
@@ -295,7 +296,10 @@ impl Worker {
             let phase = self.lifecycle.phase();
             core.on_tick(phase);
             match phase {
-                Phase::Serving => pool::keep_warm(&core),
+                Phase::Serving => {
+                    core.burden.on_tick(&load, core.index);
+                    pool::keep_warm(&core);
+                }
                 Phase::Retiring | Phase::Draining => {
                     for stop in stops.drain(..) {
                         stop.stop();

@@ -27,6 +27,8 @@ counters! {
     connections_open,
     /// Connections handed to a less busy core.
     connections_handed_over,
+    /// Connections passed on to a less busy core in the midst of their life.
+    connections_moved,
     /// Connections closed at once because the core was at its limit.
     connections_refused_limit,
     /// Connections closed for the sake of another one, because their callers kept the core

@@ -26,10 +26,20 @@ fn connect(core: &Rc<Core>, kind: DriverKind) -> (TcpStream, Rc<std::cell::Cell<
     let ended = Rc::new(std::cell::Cell::new(false));
     let (core, ends) = (Rc::clone(core), Rc::clone(&ended));
     rt::spawn(async move {
-        serve(&core, "clear".into(), client, OwnedFd::from(socket)).await;
+        let served = serve(&core, arrival(client, socket)).await;
+        assert!(served.is_none(), "nobody is relieved");
         ends.set(true);
     });
     (caller, ended)
+}
+
+fn arrival(client: SocketAddr, socket: TcpStream) -> Arrival {
+    Arrival {
+        listener: "clear".into(),
+        client,
+        socket: OwnedFd::from(socket),
+        carried: None,
+    }
 }
 
 /// The reasons of the records so far.
@@ -259,7 +269,7 @@ fn a_connection_that_waits_is_small() {
         let address = listener.local_addr().expect("it is bound");
         let _caller = TcpStream::connect(address).expect("loopback connects");
         let (socket, client) = listener.accept().expect("it is connected");
-        let task = serve(&core, "clear".into(), client, OwnedFd::from(socket));
+        let task = serve(&core, arrival(client, socket));
         let sizes = [
             ("its task", size_of_val(&task), 2_048),
             ("its session", size_of::<crate::session::Session>(), 1_024),

@@ -48,19 +48,15 @@ fn a_connection_goes_through_the_hatch_and_is_served_there() {
         let other = std::thread::spawn(move || {
             run(kind, Duration::ZERO, async {
                 let hatch = Hatch::new(receiver, kind).expect("a socket");
-                let handed = hatch.receive().await.expect("a connection");
-                let (_receiver, mut sender, _) = adopt(handed.socket).expect("it is open");
+                let (socket, number) = *hatch.receive().await.expect("a connection");
+                let (_receiver, mut sender, _) = adopt(socket).expect("it is open");
                 let (sent, bytes, _) = sender.send(b"served".to_vec()).await;
                 sent.expect("the peer is there");
-                (handed.listener, bytes)
+                (number, bytes)
             })
             .expect("the driver runs here too")
         });
-        let handed = sender.hand(Handed {
-            socket,
-            listener: 7,
-        });
-        assert!(handed.is_ok());
+        assert!(sender.hand(Box::new((socket, 7))).is_ok());
         let text = elsewhere(move || read_all(&mut peer)).await;
         assert_eq!(text.expect("a clean end"), b"served");
         until(|| other.is_finished()).await;
@@ -77,23 +73,20 @@ fn a_full_hatch_gives_the_connection_back() {
         let mut handed = 0;
         let kept = loop {
             let socket = RawSocket::from(socket.try_clone().expect("descriptors are left"));
-            match sender.hand(Handed {
-                socket,
-                listener: handed,
-            }) {
+            match sender.hand(Box::new((socket, handed))) {
                 Ok(()) => handed += 1,
                 Err(kept) => break kept,
             }
             assert!(handed < 10_000, "it is bounded");
         };
-        assert_eq!(kept.listener, handed);
+        assert_eq!(kept.1, handed);
         // It is as good as before, and so are those that are on their way.
         for number in 0..handed {
-            let arrived = hatch.receive().await.expect("it was handed over");
-            assert_eq!(arrived.listener, number);
-            assert_same(arrived.socket, &socket);
+            let (arrived, counted) = *hatch.receive().await.expect("it was handed over");
+            assert_eq!(counted, number);
+            assert_same(arrived, &socket);
         }
-        assert_same(kept.socket, &socket);
+        assert_same(kept.0, &socket);
     });
 }
 
@@ -105,6 +98,26 @@ fn assert_same(descriptor: RawSocket, listener: &std::net::TcpListener) {
             .local_addr()
             .expect("it is open"),
         listener.local_addr().expect("it is open")
+    );
+}
+
+#[test]
+fn work_is_measured_and_sleep_is_not() {
+    let meters = [Meter::default(), Meter { schedstat: None }];
+    for meter in meters {
+        let before = meter.so_far();
+        let mut sum = 0u64;
+        while meter.so_far() < before + Duration::from_millis(20) {
+            sum = std::hint::black_box(sum + 1);
+        }
+        let worked = meter.so_far();
+        std::thread::sleep(Duration::from_millis(200));
+        // Waking up may wait for the processor, which is work that was held up.
+        assert!(meter.so_far() - worked < Duration::from_millis(150));
+    }
+    assert!(
+        Meter::default().ran_and_waited().is_some(),
+        "this kernel tells"
     );
 }
 

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use super::*;
 use crate::test_support::{
     Bench, ClientPeer, IDENTITY, IMPOSTOR, LONG, ServerPeer, accept_tls, elsewhere, joined,
-    on_each_driver, pattern, read_all, read_exactly, receive, send, until,
+    on_each_driver, on_each_kind, pattern, read_all, read_exactly, receive, send, until,
 };
 
 /// Beyond what sockets hold, and not a multiple of a record.
@@ -70,6 +70,53 @@ fn large_messages_go_both_ways() {
         assert_eq!(ours.outgoing().bytes_sent(), LARGE as u64);
     });
 }
+
+#[test]
+fn a_connection_goes_on_on_another_core() {
+    on_each_kind(async |kind| {
+        let bench = Bench::new();
+        let mut connections: Vec<_> = clients(&bench)
+            .await
+            .into_iter()
+            .map(|(ours, theirs)| (ours, Box::new(theirs) as Box<dyn Peer>))
+            .collect();
+        let (clear, clear_peer) = bench.socket().await;
+        connections.push((clear, Box::new(clear_peer)));
+        for (mut ours, mut theirs) in connections {
+            theirs.write_all(b"one, two").expect("it is open");
+            assert_eq!(receive(&mut ours, 4).await, b"one,");
+            assert!(ours.dismantle().is_none(), "something waits to be read");
+            assert_eq!(receive(&mut ours, 4).await, b" two");
+            ours.outgoing().write(&[b"three"]).expect("a session");
+            assert!(ours.dismantle().is_none(), "something waits to be sent");
+            ours.outgoing().flush(LONG).await.expect("it is open");
+            let (socket, session) = ours.dismantle().expect("nothing is under way");
+            drop(ours);
+            // What comes on the way waits in the socket.
+            theirs.write_all(b"four").expect("it is open");
+            let other = std::thread::spawn(move || {
+                let serve = async {
+                    let bench = Bench::new();
+                    let socket = rt::adopt(socket).expect("it is open");
+                    let mut ours = Transport::new(socket, &bench.tick, &bench.buffers);
+                    ours.resume(session);
+                    assert_eq!(receive(&mut ours, 4).await, b"four");
+                    send(&mut ours, b", five").await;
+                    ours.goodbye().await;
+                };
+                rt::run(kind, Duration::ZERO, serve).expect("the driver runs here too");
+            });
+            joined(other).await;
+            let text = elsewhere(move || read_all(&mut theirs)).await;
+            assert_eq!(text.expect("a clean end"), b"three, five");
+        }
+    });
+}
+
+/// The other end, whether it speaks TLS or not.
+trait Peer: std::io::Read + std::io::Write + Send {}
+
+impl<T: std::io::Read + std::io::Write + Send> Peer for T {}
 
 /// Both directions at once, each blocked for as long as the other one is not served.
 #[test]
