@@ -23,6 +23,10 @@ use crate::transport::{Filled, Transport};
 /// the core drains.
 const FIRST_GRACE: Duration = Duration::from_secs(1);
 
+/// Answers of our own wait for nobody. After so many of them on one connection it lets others of
+/// its core run, or a caller that never pauses would have the core to itself.
+const OWN_ANSWERS_PER_TURN: u64 = 16;
+
 /// A connection that this core shall serve.
 pub struct Arrival {
     /// The listener that accepted it.
@@ -198,6 +202,7 @@ async fn exchanges(
     down: &mut Transport,
     pace: &mut Pace,
 ) -> Option<GoesTo> {
+    let mut own_answers = 0;
     loop {
         let limits = core.view().limits;
         let grace = std::mem::take(&mut pace.grace);
@@ -214,8 +219,15 @@ async fn exchanges(
         // An idle connection has no desk; a pipelined request keeps it.
         let mut desk = core.take_desk();
         let next = loop {
+            let before = core.counters.get(Counter::exchanges_answered_here);
             // Boxed: a connection that waits does not carry an exchange's state along.
             let next = Box::pin(exchange::run(core, peer, draft, down, &mut desk)).await;
+            // Those of other connections count as well, if this one waited: harmless.
+            own_answers += u64::from(core.counters.get(Counter::exchanges_answered_here) != before);
+            if own_answers >= OWN_ANSWERS_PER_TURN {
+                own_answers = 0;
+                rt::yield_now().await;
+            }
             if next != Next::KeepAlive || desk.request.buffered() == 0 {
                 break next;
             }

@@ -280,3 +280,33 @@ fn a_connection_that_waits_is_small() {
         }
     });
 }
+
+/// Many requests at once that are answered here: another task of the core has its turn between them.
+#[test]
+fn answers_of_our_own_let_others_run() {
+    const REQUESTS: u64 = 200;
+    on_each_kind(async |kind| {
+        let refusing = Refusing::new();
+        let up = upstream(1, &[refusing.address], UpstreamLimits::default());
+        let (core, _drain) = test_support::core(up);
+        let (mut caller, ended) = connect(&core, kind);
+        let request = format!("TRACE / HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        caller
+            .write_all(request.repeat(REQUESTS as usize).as_bytes())
+            .expect("it is open");
+        caller.shutdown(Shutdown::Write).expect("it is open");
+        let answers = std::thread::spawn(move || read_all(&mut caller));
+        let answered = || core.counters.get(Counter::exchanges_answered_here);
+        let (mut before, mut most) = (0, 0);
+        while !ended.get() {
+            rt::yield_now().await;
+            most = most.max(answered() - before);
+            before = answered();
+        }
+        let text = test_support::joined(answers).await.expect("a clean end");
+        assert_eq!(statuses(&text).len() as u64, REQUESTS);
+        // Who lets others run is behind them in the queue, but its next turn may come before ours.
+        assert!(most <= 2 * OWN_ANSWERS_PER_TURN, "{most} in one turn");
+        core.ledger.stop();
+    });
+}
