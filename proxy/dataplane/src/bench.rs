@@ -92,7 +92,8 @@ impl IdleCore {
             &self.core,
             self.key,
             &self.upstream,
-            Purpose::Request
+            Purpose::Request,
+            std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST),
         ));
         match leasing.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(lease)) => lease.give_back(&self.upstream),

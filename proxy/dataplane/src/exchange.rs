@@ -438,7 +438,9 @@ impl Exchange<'_> {
                 Purpose::Request
             };
             let asked = rt::now();
-            let leased = pool::lease(core, permit.pool_key(), permit.upstream(), purpose).await;
+            let caller = self.draft.borrow().client.ip();
+            let leased =
+                pool::lease(core, permit.pool_key(), permit.upstream(), purpose, caller).await;
             self.draft.borrow_mut().upstream_wait += rt::now() - asked;
             let mut lease = match leased {
                 Ok(lease) => lease,

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +87,8 @@ enum Grant {
     Place,
     /// The upstream is down, and the attempt that asked has just failed again.
     Down,
+    /// The queue is full, and this caller had most of it.
+    Full,
 }
 
 struct Idle {
@@ -275,7 +277,7 @@ impl ConnectionPool {
                 }
                 self.closed(key);
             }
-            Grant::Down => {}
+            Grant::Down | Grant::Full => {}
         }
     }
 
@@ -430,6 +432,9 @@ impl Line<Grant> for LineOf {
     }
 }
 
+/// Who asks for warmth.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
 /// What a connection is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -442,7 +447,7 @@ pub enum Purpose {
 }
 
 /// Lends a connection: an idle one that is as it was left, or else a new one, or else the next
-/// one that becomes free within the upstream's `queue_timeout`.
+/// one that becomes free within the upstream's `queue_timeout`, in turn with other callers.
 ///
 /// # Errors
 /// See [`LeaseError`]. A lease for warmth never waits.
@@ -451,6 +456,7 @@ pub async fn lease(
     key: PoolKey,
     upstream: &Arc<Upstream>,
     purpose: Purpose,
+    caller: IpAddr,
 ) -> Result<Lease, LeaseError> {
     let now_ms = core.tick.now_ms();
     let (place, turn) = {
@@ -498,7 +504,10 @@ pub async fn lease(
             bucket.open += 1;
             bucket.probing = bucket.is_down();
             (None, bucket.turn)
-        } else if purpose == Purpose::Warmth || bucket.queue.len() >= upstream.limits.queue_max {
+        } else if purpose == Purpose::Warmth
+            || (bucket.queue.len() >= upstream.limits.queue_max
+                && !bucket.queue.displace(caller, Grant::Full))
+        {
             core.count(Counter::upstream_queue_refusals);
             return Err(if asks_already {
                 LeaseError::Down
@@ -512,7 +521,7 @@ pub async fn lease(
             };
             let fresh = purpose == Purpose::SecondTry;
             (
-                Some(Waiting::new(&mut bucket.queue, fresh, line)),
+                Some(Waiting::new(&mut bucket.queue, caller, fresh, line)),
                 bucket.turn,
             )
         }
@@ -605,6 +614,7 @@ async fn wait(
         }
         Some(Grant::Place) => return Ok(None),
         Some(Grant::Down) => LeaseError::Down,
+        Some(Grant::Full) => LeaseError::Exhausted,
         None => LeaseError::Waited,
     };
     core.count(Counter::upstream_queue_refusals);
@@ -700,7 +710,7 @@ pub fn keep_warm(core: &Rc<Core>) {
     for (key, upstream) in core.pool.cold(core.tick.now_ms()) {
         let core = Rc::clone(core);
         rt::spawn(async move {
-            let warmed = match lease(&core, key, &upstream, Purpose::Warmth).await {
+            let warmed = match lease(&core, key, &upstream, Purpose::Warmth, NOBODY).await {
                 Ok(lease) => {
                     lease.give_back(&upstream);
                     true

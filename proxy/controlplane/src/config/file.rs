@@ -509,7 +509,7 @@ pub struct Upstream {
     pub read_timeout: Option<Written<Period>>,
     /// Connections at once, per worker. Past it requests wait for one. Default: `1024`.
     pub connections_max: Option<Written<u64>>,
-    /// Requests that wait for a connection at once, per worker. Past it the answer is 503 with `Retry-After`. Default: `256`.
+    /// Requests that wait for a connection at once, per worker; callers (addresses) are served in turn. Past it the caller with most of them waiting is answered 503 with `Retry-After`. Default: `256`.
     pub queue_max: Option<Written<u64>>,
     /// How long a request waits for a connection. Past it the answer is 503 with `Retry-After`. Default: `"1s"`.
     pub queue_timeout: Option<Written<Period>>,

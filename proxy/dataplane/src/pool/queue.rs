@@ -1,21 +1,34 @@
-//! Waiting for a connection: [`Queue`] is first come, first served, and whoever waits has an end.
+//! Waiting for a connection: [`Queue`] serves callers in turn, each in the order in which it came, and
+//! whoever waits has an end.
 //!
-//! A place that becomes free is handed to whoever waits for longest, together with the connection
+//! A place that becomes free is handed to whoever waits next, together with the connection
 //! that holds it: a request that arrives in between can take neither. Who stops waiting after it was
 //! served, and before it noticed, has its grant passed on.
 //!
-//! It lacks priorities: all callers of an upstream wait in one line on each core.
+//! In turn, since one caller that floods an upstream would otherwise have all others wait behind its
+//! requests; and where the queue is full, whoever has most of it gives a place up
+//! ([`Queue::displace`]). A caller is an address. It lacks priorities.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-/// Whoever waits, in order of arrival. Owned by one pool's bucket.
+/// Whoever waits. Owned by one pool's bucket.
 pub struct Queue<G> {
-    waiting: VecDeque<Rc<Ticket<G>>>,
+    /// The first one's turn is next. Invariant: none of them is empty.
+    lines: VecDeque<CallerLine<G>>,
+    /// Tickets of all lines.
+    len: usize,
+}
+
+/// One caller's requests, in order of arrival.
+struct CallerLine<G> {
+    caller: IpAddr,
+    tickets: VecDeque<Rc<Ticket<G>>>,
 }
 
 /// One that waits.
@@ -29,7 +42,8 @@ struct Ticket<G> {
 impl<G> Default for Queue<G> {
     fn default() -> Self {
         Self {
-            waiting: VecDeque::new(),
+            lines: VecDeque::new(),
+            len: 0,
         }
     }
 }
@@ -37,49 +51,99 @@ impl<G> Default for Queue<G> {
 impl<G> Queue<G> {
     /// How many wait.
     pub fn len(&self) -> usize {
-        self.waiting.len()
+        self.len
     }
 
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.len == 0
     }
 
-    /// Whether the first in line takes a new connection only.
+    /// Whether the next to be served takes a new connection only.
     pub fn first_wants_fresh(&self) -> bool {
-        self.waiting.front().is_some_and(|first| first.fresh)
+        (self.lines.front())
+            .and_then(|line| line.tickets.front())
+            .is_some_and(|first| first.fresh)
     }
 
-    /// Serves the first in line, or returns the grant if there is none.
+    /// Serves the next one, or returns the grant if there is none.
     pub fn serve(&mut self, grant: G) -> Result<(), G> {
-        let Some(first) = self.waiting.pop_front() else {
+        let Some(mut line) = self.lines.pop_front() else {
             return Err(grant);
         };
-        first.grant.set(Some(grant));
-        if let Some(waker) = first.waker.take() {
-            waker.wake();
+        let first = line.tickets.pop_front();
+        if !line.tickets.is_empty() {
+            // The others have their turn first.
+            self.lines.push_back(line);
         }
-        Ok(())
+        self.len -= 1;
+        match first {
+            Some(first) => {
+                first.give(grant);
+                Ok(())
+            }
+            None => Err(grant),
+        }
     }
 
-    fn join(&mut self, fresh: bool) -> Rc<Ticket<G>> {
+    /// Makes room for a request of `caller`, where the queue is full: whoever has most requests in it
+    /// has the last one of them ended by `grant`. `false`: nobody has more than this caller would have.
+    pub fn displace(&mut self, caller: IpAddr, grant: G) -> bool {
+        let own = (self.lines.iter())
+            .find(|line| line.caller == caller)
+            .map_or(0, |line| line.tickets.len());
+        let longest = (self.lines.iter_mut()).max_by_key(|line| line.tickets.len());
+        let Some(longest) = longest.filter(|line| line.tickets.len() > own + 1) else {
+            return false;
+        };
+        // More than one is in it, so it does not become empty.
+        let Some(last) = longest.tickets.pop_back() else {
+            return false;
+        };
+        self.len -= 1;
+        last.give(grant);
+        true
+    }
+
+    fn join(&mut self, caller: IpAddr, fresh: bool) -> Rc<Ticket<G>> {
         let ticket = Rc::new(Ticket {
             fresh,
             grant: Cell::new(None),
             waker: RefCell::new(None),
         });
-        self.waiting.push_back(Rc::clone(&ticket));
+        self.len += 1;
+        match self.lines.iter_mut().find(|line| line.caller == caller) {
+            Some(line) => line.tickets.push_back(Rc::clone(&ticket)),
+            None => self.lines.push_back(CallerLine {
+                caller,
+                tickets: VecDeque::from([Rc::clone(&ticket)]),
+            }),
+        }
         ticket
     }
 
     fn leave(&mut self, ticket: &Rc<Ticket<G>>) {
         // They leave at their deadlines, and so nearly in order: the search is short.
-        if let Some(at) = self
-            .waiting
-            .iter()
-            .position(|waiting| Rc::ptr_eq(waiting, ticket))
-        {
-            self.waiting.remove(at);
+        for (at, line) in self.lines.iter_mut().enumerate() {
+            let Some(place) = (line.tickets.iter()).position(|waiting| Rc::ptr_eq(waiting, ticket))
+            else {
+                continue;
+            };
+            line.tickets.remove(place);
+            self.len -= 1;
+            if line.tickets.is_empty() {
+                self.lines.remove(at);
+            }
+            return;
+        }
+    }
+}
+
+impl<G> Ticket<G> {
+    fn give(&self, grant: G) {
+        self.grant.set(Some(grant));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
         }
     }
 }
@@ -99,10 +163,10 @@ pub struct Waiting<G, L: Line<G>> {
 }
 
 impl<G, L: Line<G>> Waiting<G, L> {
-    /// Joins the end of the line.
-    pub fn new(queue: &mut Queue<G>, fresh: bool, line: L) -> Self {
+    /// Joins the end of the caller's line.
+    pub fn new(queue: &mut Queue<G>, caller: IpAddr, fresh: bool, line: L) -> Self {
         Self {
-            ticket: queue.join(fresh),
+            ticket: queue.join(caller, fresh),
             line,
         }
     }

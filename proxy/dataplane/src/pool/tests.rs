@@ -10,6 +10,8 @@ use crate::test_support::{
 };
 use crate::transport::Filled;
 
+const CALLER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 const KEY: PoolKey = PoolKey {
     upstream: UpstreamId(1),
     credential: Some(CredentialId(1)),
@@ -34,7 +36,7 @@ impl World {
     }
 
     fn lease(&self, purpose: Purpose) -> impl Future<Output = Result<Lease, LeaseError>> {
-        lease(&self.core, KEY, &self.upstream, purpose)
+        lease(&self.core, KEY, &self.upstream, purpose, CALLER)
     }
 
     async fn leased(&self) -> Lease {
@@ -141,9 +143,15 @@ fn connections_are_lent_for_their_own_key_only() {
                 ..KEY
             },
         ] {
-            let lease = lease(&world.core, other, &world.upstream, Purpose::Request)
-                .await
-                .expect("the origin is up");
+            let lease = lease(
+                &world.core,
+                other,
+                &world.upstream,
+                Purpose::Request,
+                CALLER,
+            )
+            .await
+            .expect("the origin is up");
             assert!(!lease.reused);
             assert_eq!(lease.key(), other);
         }
@@ -203,7 +211,7 @@ fn who_waits_gets_the_next_connection() {
             let (core, upstream) = (Rc::clone(&world.core), Arc::clone(&world.upstream));
             let served = Rc::clone(&served);
             rt::spawn(async move {
-                let lease = lease(&core, KEY, &upstream, purpose).await;
+                let lease = lease(&core, KEY, &upstream, purpose, CALLER).await;
                 let lease = lease.expect("its turn comes");
                 served.borrow_mut().push((number, lease.reused));
                 lease.give_back(&upstream);
@@ -241,10 +249,22 @@ fn nobody_waits_into_another_key_s_connection() {
             ..KEY
         };
         let ours = world.leased().await;
-        let theirs = lease(&world.core, other, &world.upstream, Purpose::Request);
+        let theirs = lease(
+            &world.core,
+            other,
+            &world.upstream,
+            Purpose::Request,
+            CALLER,
+        );
         let mut theirs = theirs.await.expect("the origin is up");
         let fd = theirs.connection().watch().fd();
-        let waits = lease(&world.core, other, &world.upstream, Purpose::Request);
+        let waits = lease(
+            &world.core,
+            other,
+            &world.upstream,
+            Purpose::Request,
+            CALLER,
+        );
         let mut waits = Box::pin(waits);
         assert!(futures_util::poll!(&mut waits).is_pending());
         ours.give_back(&world.upstream);
@@ -274,10 +294,10 @@ fn waiting_has_an_end_and_leaves_no_trace() {
             ..world.upstream.limits
         };
         let patient = upstream(1, &[world.origin.address], patient);
-        let gone = lease(&world.core, KEY, &patient, Purpose::Request);
+        let gone = lease(&world.core, KEY, &patient, Purpose::Request, CALLER);
         let mut gone = Box::pin(gone);
         assert!(futures_util::poll!(&mut gone).is_pending());
-        let mut next = Box::pin(lease(&world.core, KEY, &patient, Purpose::Request));
+        let mut next = Box::pin(lease(&world.core, KEY, &patient, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(held);
         drop(gone);
@@ -301,14 +321,16 @@ fn an_upstream_that_is_down_is_asked_by_one_at_a_time() {
         let dead = upstream(1, &[refusing.address], patient);
         let (core, _drain) = core(Arc::clone(&dead));
         for _ in 0..DOWN_AFTER {
-            let error = lease(&core, KEY, &dead, Purpose::Request).await.map(|_| ());
+            let error = lease(&core, KEY, &dead, Purpose::Request, CALLER)
+                .await
+                .map(|_| ());
             assert!(matches!(error, Err(LeaseError::Connect(_))));
         }
         // It listens and says nothing: the attempt hangs, and the others wait on it.
         let hanging = upstream(1, &[address], patient);
-        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut probe).is_pending());
-        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut waits).is_pending());
         assert_places(&core, 1, 0);
         // Whoever made the attempt leaves: the next in line makes one.
@@ -324,9 +346,9 @@ fn an_upstream_that_is_down_is_asked_by_one_at_a_time() {
             ..patient
         };
         let hanging = upstream(1, &[address], impatient);
-        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        let mut probe = Box::pin(lease(&core, KEY, &hanging, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut probe).is_pending());
-        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request));
+        let mut waits = Box::pin(lease(&core, KEY, &hanging, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut waits).is_pending());
         let (probe, waits) = futures_util::join!(probe, waits);
         assert!(probe.is_err());
@@ -335,9 +357,9 @@ fn an_upstream_that_is_down_is_asked_by_one_at_a_time() {
         // It is back: the first connection ends it.
         let origin = Origin::start(&IDENTITY);
         let alive = upstream(1, &[origin.address], patient);
-        let mut probe = Box::pin(lease(&core, KEY, &alive, Purpose::Request));
+        let mut probe = Box::pin(lease(&core, KEY, &alive, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut probe).is_pending());
-        let mut waits = Box::pin(lease(&core, KEY, &alive, Purpose::Request));
+        let mut waits = Box::pin(lease(&core, KEY, &alive, Purpose::Request, CALLER));
         assert!(futures_util::poll!(&mut waits).is_pending());
         let (probe, waits) = futures_util::join!(probe, waits);
         drop((probe.expect("it is back"), waits.expect("for all")));
@@ -387,7 +409,7 @@ fn errors_give_their_places_back() {
         let check = async |upstream: Arc<Upstream>, expected: fn(&LeaseError) -> bool| {
             let (core, _drain) = core(Arc::clone(&upstream));
             for _ in 0..3 {
-                let error = lease(&core, KEY, &upstream, Purpose::Request)
+                let error = lease(&core, KEY, &upstream, Purpose::Request, CALLER)
                     .await
                     .map(|_| ())
                     .expect_err("it must fail");
@@ -436,7 +458,7 @@ fn a_lease_that_nobody_waits_for_gives_its_place_back() {
         let (core, _drain) = core(Arc::clone(&upstream));
         let given_up = rt::timeout(
             Duration::from_millis(5),
-            lease(&core, KEY, &upstream, Purpose::Request),
+            lease(&core, KEY, &upstream, Purpose::Request, CALLER),
         )
         .await;
         assert!(given_up.is_none());
@@ -453,7 +475,7 @@ fn another_address_is_tried_only_where_the_network_failed() {
         let up = upstream(1, &[refusing.address, origin.address], limits());
         let (fine, _drain) = core(Arc::clone(&up));
         for _ in 0..2 {
-            let lease = lease(&fine, KEY, &up, Purpose::Request)
+            let lease = lease(&fine, KEY, &up, Purpose::Request, CALLER)
                 .await
                 .expect("one of them answers");
             assert_eq!(lease.address(), origin.address);
@@ -464,7 +486,7 @@ fn another_address_is_tried_only_where_the_network_failed() {
         let mut refused = 0;
         for _ in 0..2 {
             // Addresses take turns, so one of the two attempts meets the impostor.
-            match lease(&core, KEY, &up, Purpose::Request).await {
+            match lease(&core, KEY, &up, Purpose::Request, CALLER).await {
                 Ok(lease) => assert_eq!(lease.address(), origin.address),
                 Err(error) => {
                     assert!(matches!(error, LeaseError::Tls(_)), "{error:?}");
@@ -708,7 +730,7 @@ fn a_dead_upstream_is_warmed_ever_more_seldom() {
         let (core, _drain) = core(Arc::clone(&upstream));
         let mut now_ms = 0;
         assert!(
-            lease(&core, KEY, &upstream, Purpose::Request)
+            lease(&core, KEY, &upstream, Purpose::Request, CALLER)
                 .await
                 .is_err()
         );

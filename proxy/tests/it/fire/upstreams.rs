@@ -1,8 +1,12 @@
 //! Upstreams that do not answer, or never stop.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
 use super::{IDLE_SHARE_MAX, LIMIT, assert_calm, config, outlast};
-use crate::harness::world::{Claviger, HOST};
-use crate::harness::{Scripted, World};
+use crate::harness::world::{Claviger, HOST, Site};
+use crate::harness::{Client, Scripted, World, eventually};
 
 /// Requests under way at once.
 const MANY: usize = 30;
@@ -116,7 +120,7 @@ fn one_whose_body_drips_or_stops() {
         }
         peer.tell("left alone");
     });
-    let claviger = serve(&world, &upstream, "read_timeout = \"1s\"\n");
+    let claviger = serve(&world, &upstream, "read_timeout = \"3s\"\n");
     let mut stops = claviger.connect(&world);
     stops.send(format!("GET /stops HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
     let mut drips = claviger.connect(&world);
@@ -176,4 +180,56 @@ fn a_silent_upstream_starves_nobody_else() {
             .get("other.example.com", "/ok")
             .expect(200);
     }
+}
+
+/// A caller that floods an upstream waits behind itself: another address has its turn, also where the
+/// queue was full when it came.
+#[test]
+fn a_flood_of_one_caller_starves_no_other() {
+    let site = Site::build(&[], |world, mock, key_file| {
+        config(
+            world,
+            &mock.upstream("mock", HOST),
+            key_file,
+            "",
+            "connections_max = 2\nidle_max = 2\nqueue_max = 8\nqueue_timeout = \"20s\"\n",
+        )
+        .replace("[\"127.0.0.1:0\"]", "[\"127.0.0.1:0\", \"[::1]:0\"]")
+    });
+    let theirs = site.claviger.addresses_of("main")[1];
+    let ended = AtomicBool::new(false);
+    let refused = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..MANY {
+            scope.spawn(|| {
+                let mut client = Client::tls(
+                    theirs,
+                    HOST,
+                    Arc::new(site.world.client_config()),
+                    site.world.transcript(),
+                )
+                .expect("it listens");
+                while !ended.load(Ordering::Acquire) {
+                    let answer = client.get(HOST, "/delay/50");
+                    if answer.status == 503 {
+                        answer.expect_own(503, "upstream_connections_exhausted");
+                        refused.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        // Whoever is one too many is refused: the queue is full.
+        let is_full = || (refused.load(Ordering::Relaxed) > MANY as u64).then_some(());
+        eventually("the queue to be full", is_full);
+        let mut client = site.connect();
+        let begun = Instant::now();
+        let served: Vec<_> = (0..10)
+            .map(|_| client.get(HOST, "/delay/50").status)
+            .collect();
+        let took = begun.elapsed();
+        ended.store(true, Ordering::Release);
+        assert_eq!(served, [200; 10]);
+        println!("ten requests beside a flood took {took:?}");
+    });
+    assert_eq!(site.claviger.status()["exchanges_panicked"], 0);
 }

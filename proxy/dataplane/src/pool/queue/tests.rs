@@ -1,3 +1,4 @@
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Wake, Waker};
@@ -23,12 +24,22 @@ impl Line<u32> for Bench {
 
 impl Bench {
     fn wait(&self, fresh: bool) -> Waiting<u32, Bench> {
-        Waiting::new(&mut self.queue.borrow_mut(), fresh, self.clone())
+        self.wait_as(1, fresh)
+    }
+
+    /// As one of several callers.
+    fn wait_as(&self, caller: u8, fresh: bool) -> Waiting<u32, Bench> {
+        let mut queue = self.queue.borrow_mut();
+        Waiting::new(&mut queue, address(caller), fresh, self.clone())
     }
 
     fn serve(&self, grant: u32) -> Result<(), u32> {
         self.queue.borrow_mut().serve(grant)
     }
+}
+
+fn address(caller: u8) -> IpAddr {
+    Ipv4Addr::new(192, 0, 2, caller).into()
 }
 
 #[derive(Default)]
@@ -88,4 +99,59 @@ fn a_grant_that_nobody_takes_is_passed_on() {
     drop(waiting);
     assert_eq!(*bench.passed_on.borrow(), [7]);
     assert!(bench.queue.borrow().is_empty());
+}
+
+/// Who is served by the next grants, by their places in `waiting`.
+fn served(bench: &Bench, waiting: &mut [Waiting<u32, Bench>]) -> Vec<usize> {
+    let mut order = Vec::new();
+    let waker = Waker::noop();
+    while bench.serve(0).is_ok() {
+        order.extend((0..waiting.len()).filter(|&at| poll(&mut waiting[at], waker).is_ready()));
+    }
+    order
+}
+
+/// One that floods waits behind itself.
+#[test]
+fn callers_are_served_in_turn() {
+    let bench = Bench::default();
+    let mut waiting: Vec<_> = [1, 1, 1, 1, 2, 3, 2]
+        .map(|caller| bench.wait_as(caller, false))
+        .into();
+    assert_eq!(served(&bench, &mut waiting), [0, 4, 5, 1, 6, 2, 3]);
+    assert!(bench.queue.borrow().is_empty());
+}
+
+#[test]
+fn in_a_full_queue_whoever_has_most_gives_a_place_up() {
+    let bench = Bench::default();
+    let mut flood: Vec<_> = (0..4).map(|_| bench.wait_as(1, false)).collect();
+    let waker = Waker::noop();
+    let displace = |caller| bench.queue.borrow_mut().displace(address(caller), 9);
+    assert!(!displace(1), "nobody has more than the caller itself");
+    assert!(displace(2));
+    assert_eq!(poll(&mut flood[3], waker), Poll::Ready(9), "its last one");
+    let _second = bench.wait_as(2, false);
+    assert!(displace(2));
+    assert_eq!(poll(&mut flood[2], waker), Poll::Ready(9));
+    let _third = bench.wait_as(2, false);
+    // Both have two now: a third one would be more than the other has.
+    assert!(!displace(2));
+    assert!(
+        displace(3),
+        "a newcomer has a place among those that have several"
+    );
+    assert_eq!(bench.queue.borrow().len(), 3);
+}
+
+/// Whoever leaves takes nobody's turn.
+#[test]
+fn leaving_keeps_the_turns() {
+    let bench = Bench::default();
+    let mut waiting: Vec<_> = [1, 1, 2, 3]
+        .map(|caller| bench.wait_as(caller, false))
+        .into();
+    drop(waiting.remove(2));
+    assert_eq!(bench.queue.borrow().len(), 3);
+    assert_eq!(served(&bench, &mut waiting), [0, 2, 1]);
 }
