@@ -25,7 +25,7 @@ use crate::harness::world::{HOST, Site, bearer_route};
 use crate::harness::{Claviger, Client, World};
 
 /// The limit of each phase in which a caller may be slow, in the configurations here.
-const LIMIT: Duration = Duration::from_secs(1);
+const LIMIT: Duration = Duration::from_secs(3);
 
 /// Beyond its limit an attacker may last so much longer: two busy cores, and the sweep.
 const SLACK: Duration = Duration::from_secs(10);
@@ -38,7 +38,7 @@ const PACE: Duration = Duration::from_millis(20);
 const IDLE_SHARE_MAX: f64 = 0.10;
 
 /// Short limits for everything that callers do.
-const LIMITS: &str = "handshake_timeout = \"1s\"\nhead_timeout = \"1s\"\nread_timeout = \"1s\"\n";
+const LIMITS: &str = "handshake_timeout = \"3s\"\nhead_timeout = \"3s\"\nread_timeout = \"3s\"\n";
 
 /// A mock API behind Claviger, with further lines in `[server]` and in the upstream's table.
 #[track_caller]
@@ -97,11 +97,14 @@ impl Judge {
         let report: Value = serde_json::from_slice(&finished.out)
             .unwrap_or_else(|err| panic!("{err}: {}", finished.err_text()));
         let target = &report["targets"][0];
+        // What was due when it was told to end, on a busy machine, was not yet sent. What was sent has
+        // its answer, and none took as long as `--timeout`.
+        let mut errors = target["errors"].as_object().cloned().unwrap_or_default();
+        errors.remove("unsent");
         assert!(
-            target["errors_total"] == 0 && target["good"].as_u64().is_some_and(|good| good > 0),
-            "a well-behaved caller noticed: {} good, errors {}",
+            errors.is_empty() && target["good"].as_u64().is_some_and(|good| good > 0),
+            "a well-behaved caller noticed: {} good, errors {errors:?}",
             target["good"],
-            target["errors"]
         );
     }
 }
