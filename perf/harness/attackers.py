@@ -285,16 +285,16 @@ def flood(target, count, message):
                 return {"opened": answered + refused, "refused": refused, "per_second": round(answered / seconds)}
 
 
-def bombs(target, count):
-    """Heads that are much too large, one connection after the other, `count` in flight at most by turns."""
+def bombs(target, _count):
+    """Heads that are much too large, one connection after the other."""
     line = b"X-Bomb: " + b"x" * (BOMB_LINE_BYTES - 10) + b"\r\n"
     bomb = target.head("GET /ok") + line * BOMB_LINES + b"\r\n"
     return repeat(target, bomb)
 
 
-def informational(target, count):
-    """Asks for answers with thousands of interim ones in front."""
-    return repeat(target, target.head("GET /hints/1000") + b"\r\n")
+def informational(target, _count):
+    """Asks for answers with a hundred interim ones in front."""
+    return repeat(target, target.head("GET /hints/100") + b"\r\n")
 
 
 def repeat(target, message):
@@ -326,19 +326,21 @@ HOLDING = {
 }
 
 
+FLOODS = {
+    "hello-flood": lambda target, count: flood(target, count, target.client_hello()),
+    "garbage": lambda target, count: flood(target, count, os.urandom(1024)),
+    "head-bombs": bombs,
+    "informational": informational,
+}
+
+
 def main():
     kind, host, port, ca, header_file, count = sys.argv[1:]
     target, count = Target(host, port, ca, header_file), int(count)
     if kind in HOLDING:
         told = hold(HOLDING[kind], target, count)
-    elif kind == "hello-flood":
-        told = flood(target, count, target.client_hello())
-    elif kind == "garbage":
-        told = flood(target, count, os.urandom(1024))
-    elif kind == "head-bombs":
-        told = bombs(target, count)
-    elif kind == "informational":
-        told = informational(target, count)
+    elif kind in FLOODS:
+        told = FLOODS[kind](target, count)
     else:
         sys.exit(f"there is no attack `{kind}`")
     print(json.dumps(told), flush=True)

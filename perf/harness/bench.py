@@ -361,11 +361,11 @@ class Load:
                 self.ready.set()
         self.ready.set()
 
-    def report(self):
+    def report(self, codes=(0, 3)):
         output = self.process.stdout.read()
         code = self.process.wait()
         self.reader.join()
-        if code not in (0, 3):
+        if code not in codes:
             self.bench.check_alive(self.names)
             raise CannotMeasure(f"loadgen ended with {code}: {chr(10).join(self.lines[-5:])}")
         document = json.loads(output)

@@ -409,9 +409,14 @@ class Mock:
 
 def ask_control(port, method, path):
     """One request to a mock API's control port; returns the body."""
+    return tell_control(port, method, path, "")
+
+
+def tell_control(port, method, path, document):
+    """The same with a document."""
     with socket.create_connection(("127.0.0.1", port), 5) as stream:
-        stream.sendall(f"{method} {path} HTTP/1.1\r\nHost: control\r\nContent-Length: 0\r\n"
-                       f"Connection: close\r\n\r\n".encode())
+        stream.sendall(f"{method} {path} HTTP/1.1\r\nHost: control\r\nContent-Length: {len(document)}\r\n"
+                       f"Connection: close\r\n\r\n{document}".encode())
         answer = b""
         while piece := stream.recv(65536):
             answer += piece
