@@ -37,8 +37,8 @@ resource "azurerm_subnet" "this" {
   virtual_network_name = azurerm_virtual_network.this.name
   address_prefixes     = [each.value]
   service_endpoints    = ["Microsoft.KeyVault", "Microsoft.Storage"]
-  # What leaves does so by an address that is written here, or not at all.
-  default_outbound_access_enabled = false
+  # The hub leaves by its own address. The services leave as Azure lets them, unless they shall not.
+  default_outbound_access_enabled = each.key == "services" && !var.block_direct_https
 }
 
 resource "azurerm_network_security_group" "hub" {
@@ -343,6 +343,13 @@ resource "azurerm_storage_account" "trust" {
   }
 }
 
+# The account takes no shared key, so whoever runs Terraform needs a role to upload.
+resource "azurerm_role_assignment" "deployer_uploads" {
+  scope                = azurerm_storage_account.trust.id
+  role_definition_name = "Storage Blob Data Contributor"
+  principal_id         = data.azurerm_client_config.current.object_id
+}
+
 resource "azurerm_storage_container" "trust" {
   name                  = "trust"
   storage_account_id    = azurerm_storage_account.trust.id
@@ -359,4 +366,6 @@ resource "azurerm_storage_blob" "root" {
   content_type           = "application/x-pem-file"
   source                 = var.ca_certificate
   content_md5            = filemd5(var.ca_certificate)
+
+  depends_on = [azurerm_role_assignment.deployer_uploads]
 }

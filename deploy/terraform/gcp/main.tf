@@ -59,9 +59,10 @@ resource "google_compute_router_nat" "this" {
   nat_ips                            = [google_compute_address.nat.self_link]
   source_subnetwork_ip_ranges_to_nat = "ALL_SUBNETWORKS_ALL_IP_RANGES"
   # One endpoint takes as many connections as there are ports: the default of 64 would not do for a busy API.
-  enable_dynamic_port_allocation = true
-  min_ports_per_vm               = 1024
-  max_ports_per_vm               = 32768
+  enable_dynamic_port_allocation      = true
+  enable_endpoint_independent_mapping = false
+  min_ports_per_vm                    = 1024
+  max_ports_per_vm                    = 32768
 
   log_config {
     enable = true

@@ -1,0 +1,9 @@
+# A Java base image that trusts the CA: the system's store, and the JDK's or JRE's own keystore.
+ARG BASE=eclipse-temurin:21-jre-jammy
+FROM ${BASE}
+ARG ROOT_SHA256
+USER root
+COPY install-ca /usr/local/bin/install-ca
+COPY claviger-root.crt /usr/local/share/claviger-ca/root.crt
+RUN command -v update-ca-certificates >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*; }
+RUN install-ca --node never --sha256 "${ROOT_SHA256}" /usr/local/share/claviger-ca/root.crt
