@@ -220,7 +220,7 @@ fn few_descriptors_are_told_at_the_start() {
 /// served, others are refused, and the log says what to widen.
 #[test]
 fn no_local_port_for_the_upstream() {
-    let namespace = Namespace::new("sysctl -q -w net.ipv4.ip_local_port_range='50000 50003'");
+    let namespace = Namespace::new("echo 50000 50003 >/proc/sys/net/ipv4/ip_local_port_range");
     let world = World::new();
     let (key, key_file) = world.key_file("key");
     let mut command = namespace.command(process::binary("mock-upstream"));
