@@ -171,6 +171,8 @@ fn route(shared: &Shared, path: &str) -> Route {
         strip_params: strip_params(),
         keep_params: ParamSet::default(),
         strip_cookies: false,
+        forwarding: None,
+        strip_response_fields: NameSet::default(),
         upgrades: vec!["websocket".into()],
         refused: refused
             .iter()

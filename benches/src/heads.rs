@@ -193,6 +193,7 @@ fn plan_response(bytes: Vec<u8>, searched: bool, hits: usize) -> Run {
             upgrade: None,
             scrubber: searched.then_some(&scrubber),
             keep_length: false,
+            strip_fields: None,
         };
         assert_eq!(rewrite::response(black_box(&head), &edit, &mut plan), hits);
         let mut slices = Vec::with_capacity(24);

@@ -49,6 +49,7 @@ fn exchange() -> Run {
             upgrade: None,
             scrubber: permit.credential().map(policy::Credential::scrubber),
             keep_length: false,
+            strip_fields: None,
         };
         assert_eq!(rewrite::response(&response, &edit, &mut response_plan), 0);
         let mut slices = Vec::with_capacity(24);

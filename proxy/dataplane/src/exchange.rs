@@ -39,6 +39,10 @@ const INFORMATIONAL_MAX: usize = 16;
 /// one message to the upstream and can be sent again. Larger ones stream.
 const GATHER_BYTES_MAX: u64 = 16 * 1024;
 
+/// So much of an answer that has arrived in several records goes on as one. Past it the body is
+/// carried from record to record, and one that is cut is seen to be cut by the caller.
+const GATHER_ANSWER_BYTES_MAX: usize = 4 * 1024;
+
 /// How long an upstream that takes no more of a request may take to say why.
 const ANSWER_AFTER_FAILURE: Duration = Duration::from_secs(5);
 
@@ -265,6 +269,12 @@ const BAD_UPSTREAM_ANSWER: Problem = Problem::new(
     "upstream_answer_malformed",
     Refuser::Upstream,
     "The upstream's answer is not well-formed HTTP/1.1, so it was not passed on.",
+);
+const UPSTREAM_BODY_CUT: Problem = Problem::new(
+    502,
+    "upstream_body_cut",
+    Refuser::Upstream,
+    "The upstream closed in the middle of its answer, of which nothing was passed on.",
 );
 const KEY_ECHOED: Problem = Problem::new(
     502,
@@ -890,6 +900,7 @@ impl Answer<'_, '_> {
                 },
                 scrubber: self.permit.scrubber(),
                 keep_length: framing == BodyFraming::None,
+                strip_fields: self.permit.strip_response_fields(),
             },
             plan,
         )?;
@@ -903,7 +914,7 @@ impl Answer<'_, '_> {
             bytes: 0,
             bytes_max: u64::MAX,
             pace: None,
-            strip_trailers: &self.permit.route().strip_fields,
+            strip_trailers: &self.permit.route().strip_response_fields,
             search: self.search(response, framing)?,
         };
         let mut first = self.core.buffers.take_send();
@@ -913,17 +924,12 @@ impl Answer<'_, '_> {
         } else {
             match body.copy_into(response.rest(), &mut first) {
                 Ok(used) => used,
-                Err(error) => {
-                    self.core.buffers.give_send(first);
-                    self.note_search(&body);
-                    return Err(Failed::Unanswered(match error {
-                        BodyError::Echo => KEY_ECHOED,
-                        BodyError::Uninspected => ANSWER_NOT_INSPECTED,
-                        _ => BAD_UPSTREAM_ANSWER,
-                    }));
-                }
+                Err(error) => return Err(self.unanswered(&error, &body, first)),
             }
         };
+        if !upgraded && let Err(error) = gather_answer(&mut body, up, &mut first) {
+            return Err(self.unanswered(&error, &body, first));
+        }
         let leftover = used < response.rest().len();
         self.awaiting.set(false);
         self.draft.borrow_mut().status = status;
@@ -975,6 +981,18 @@ impl Answer<'_, '_> {
         }
     }
 
+    /// A body that broke before anything of its answer was passed on.
+    fn unanswered(&self, error: &BodyError, body: &Body<'_>, first: Vec<u8>) -> Failed {
+        self.core.buffers.give_send(first);
+        self.note_search(body);
+        Failed::Unanswered(match error {
+            BodyError::Echo => KEY_ECHOED,
+            BodyError::Uninspected => ANSWER_NOT_INSPECTED,
+            BodyError::Source(_) => UPSTREAM_BODY_CUT,
+            _ => BAD_UPSTREAM_ANSWER,
+        })
+    }
+
     /// Reads up to the final response head, passing informational ones on.
     async fn final_head(
         &self,
@@ -1013,6 +1031,7 @@ impl Answer<'_, '_> {
                                 upgrade: None,
                                 scrubber: self.permit.scrubber(),
                                 keep_length: false,
+                                strip_fields: self.permit.strip_response_fields(),
                             },
                             plan,
                         )?;
@@ -1174,6 +1193,29 @@ fn coded(response: &ResponseHead) -> Coded {
     let is_coding = |field: &&Field| field.id == FieldId::ContentEncoding;
     let fields = response.fields().iter().filter(is_coding);
     Coded::of(fields.map(|field| response.value(field)))
+}
+
+/// Adds to `first` what has arrived of a body behind its head's record. If the body's end is missing
+/// from that, and the connection's is not, it is an error, and nothing was passed on yet: better an
+/// answer of ours than a cut one. Does not wait.
+fn gather_answer(
+    body: &mut Body<'_>,
+    up: &mut Incoming<'_>,
+    first: &mut Vec<u8>,
+) -> Result<(), BodyError> {
+    while !body.reader.is_done() && first.len() < GATHER_ANSWER_BYTES_MAX {
+        match up.ready().map_err(BodyError::Source)? {
+            Some(Filled::Data) => up.take(|chunk| match body.copy_into(chunk, first) {
+                Ok(used) => (used, Ok(())),
+                Err(error) => (0, Err(error)),
+            })?,
+            Some(Filled::End) if !matches!(body.reader, BodyReader::UntilClose) => {
+                return Err(BodyError::Source(io::ErrorKind::UnexpectedEof.into()));
+            }
+            Some(Filled::End) | None => break,
+        }
+    }
+    Ok(())
 }
 
 /// The key came back so often.

@@ -129,6 +129,8 @@ pub enum LeaseError {
     Connect(io::Error),
     /// The handshake failed, or the certificate is not good for the name.
     Tls(io::Error),
+    /// Something was said before anything was asked: the answer to a request that nobody made.
+    Unasked,
     /// It took too long.
     TimedOut,
     /// The machine had no descriptor, port or memory left for another connection.
@@ -173,6 +175,12 @@ impl LeaseError {
                 502,
                 "upstream_not_verified",
                 "The TLS handshake with the upstream failed, or its certificate could not be verified. No key was sent.",
+                Refuser::Upstream,
+            ),
+            LeaseError::Unasked => (
+                502,
+                "upstream_answer_malformed",
+                "The upstream sent an answer before there was a request, so it was not passed on. No key was sent.",
                 Refuser::Upstream,
             ),
             LeaseError::TimedOut => (
@@ -692,6 +700,10 @@ async fn open(
             .await
             .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()));
         match shaken {
+            // RFC 9112, 9.2: what comes before a request is no answer. A server may send with its
+            // own flight of the handshake (RFC 8446, 4.4.4); nothing else can have arrived yet,
+            // since tickets wait for our flight.
+            Ok(()) if connection.incoming().has_leftover() => return Err(LeaseError::Unasked),
             Ok(()) => {
                 trial.succeed();
                 return Ok((connection, address));

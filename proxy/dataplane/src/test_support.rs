@@ -478,6 +478,8 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         strip_params: ParamSet::default(),
         keep_params: ParamSet::default(),
         strip_cookies: false,
+        forwarding: None,
+        strip_response_fields: NameSet::default(),
         upgrades: Vec::new(),
         refused: Vec::new(),
         audit_required: true,

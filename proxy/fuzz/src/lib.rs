@@ -765,7 +765,8 @@ fn rewrite_request(head: &RequestHead, options: u8, cut: usize) {
                     && value.eq_ignore_ascii_case(b"100-continue")
             }
             "trailer" => framing == BodyFraming::Chunked,
-            "authorization" | "x-api-key" => {
+            "authorization" | "x-api-key" | "via" | "forwarded" | "x-forwarded-for"
+            | "x-forwarded-host" | "x-forwarded-proto" => {
                 stripped.push(fold.clone());
                 false
             }
@@ -904,6 +905,7 @@ fn rewrite_response(head: &ResponseHead, options: u8) {
         upgrade: option(3).then_some(b"websocket"),
         scrubber: option(4).then_some(&scrubber),
         keep_length: option(5),
+        strip_fields: None,
     };
     let mut plan = Plan::new();
     let hits = rewrite::response(head, &edit, &mut plan);

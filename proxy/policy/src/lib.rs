@@ -17,6 +17,7 @@
 pub mod access;
 pub mod audit;
 pub mod credential;
+pub mod forwarding;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
@@ -25,6 +26,7 @@ pub mod verdict;
 
 pub use access::{Caller, Callers};
 pub use credential::{Credential, Injection};
+pub use forwarding::{Forwarding, ForwardingField};
 pub use route::{Endpoint, OnEcho, OnUninspected, Route};
 pub use secret::Secret;
 pub use snapshot::{Listener, ServerLimits, Snapshot, UnknownSni, VirtualHost};

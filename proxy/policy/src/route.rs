@@ -8,6 +8,7 @@ use wire::target::readings;
 
 use crate::access::Callers;
 use crate::credential::Credential;
+use crate::forwarding::Forwarding;
 use crate::upstream::{CredentialId, Upstream};
 
 /// One route of one virtual host, with nothing left to decide.
@@ -36,6 +37,10 @@ pub struct Route {
     pub keep_params: ParamSet,
     /// Whether the caller's cookies are removed.
     pub strip_cookies: bool,
+    /// What the upstream learns of where a request came from; `None` is nothing.
+    pub forwarding: Option<Forwarding>,
+    /// Header fields that are removed from answers.
+    pub strip_response_fields: NameSet,
     /// Upgrade tokens that may pass, in lower case (`websocket` by default).
     pub upgrades: Vec<Box<str>>,
     /// Endpoints that are refused: those that read or mint keys.

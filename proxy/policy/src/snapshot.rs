@@ -12,6 +12,7 @@ use wire::names::{NameSet, ParamSet};
 use wire::target::{authority_host, readings};
 
 use crate::access::Caller;
+use crate::forwarding::Origin;
 use crate::route::{Endpoint, Route, Split};
 use crate::upstream::{CredentialId, Upstream};
 use crate::verdict::{Denial, Permit, Verdict};
@@ -439,7 +440,11 @@ impl Snapshot {
         {
             return Err(Denial::KEY_MANAGEMENT.on(&route.name));
         }
-        Ok(Permit::new(route, index, &self.loop_token))
+        let origin = Origin {
+            address: caller.address,
+            tls: caller.tls,
+        };
+        Ok(Permit::new(route, index, &self.loop_token, origin))
     }
 
     /// The virtual host on which the handshake's server name, the `Host` field

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use wire::framing::BodyFraming;
 use wire::head::RequestHead;
+use wire::names::NameSet;
 use wire::rewrite::{self, Plan, RequestEdit};
 use wire::scrub::Scrubber;
 
 use crate::credential::Credential;
+use crate::forwarding::Origin;
 use crate::route::{Route, without_last_slash};
 use crate::snapshot::RouteIndex;
 use crate::upstream::{CredentialId, Upstream, UpstreamId};
@@ -183,14 +185,21 @@ pub struct Permit<'s> {
     route: &'s Route,
     index: RouteIndex,
     loop_token: &'s str,
+    origin: Origin,
 }
 
 impl<'s> Permit<'s> {
-    pub(crate) fn new(route: &'s Route, index: RouteIndex, loop_token: &'s str) -> Self {
+    pub(crate) fn new(
+        route: &'s Route,
+        index: RouteIndex,
+        loop_token: &'s str,
+        origin: Origin,
+    ) -> Self {
         Self {
             route,
             index,
             loop_token,
+            origin,
         }
     }
 
@@ -249,6 +258,12 @@ impl<'s> Permit<'s> {
         scrubber.filter(|scrubber| !scrubber.is_empty())
     }
 
+    /// The fields that are removed from the answer, if there are any.
+    pub fn strip_response_fields(&self) -> Option<&'s NameSet> {
+        let fields = &self.route.strip_response_fields;
+        (!fields.is_empty()).then_some(fields)
+    }
+
     /// Strips what the caller sent and writes what the route says, as a list of
     /// pieces in `plan`. The key itself stays where it is: see [`Outbound`].
     pub fn inject(
@@ -266,6 +281,10 @@ impl<'s> Permit<'s> {
             None => (0, b""),
             Some(instead) => (route.path_cut(), without_last_slash(instead)),
         };
+        let mut forwarding = Vec::new();
+        if let Some(rule) = &route.forwarding {
+            rule.lines(self.origin, head, &mut forwarding);
+        }
         rewrite::request(
             head,
             &RequestEdit {
@@ -282,7 +301,12 @@ impl<'s> Permit<'s> {
                 upgrade: upgrade.map(str::as_bytes),
                 expect_continue,
                 searched: self.scrubber().is_some(),
-                lines: &[b"CDN-Loop: ", self.loop_token.as_bytes(), b"\r\n"],
+                lines: &[
+                    &forwarding,
+                    b"CDN-Loop: ",
+                    self.loop_token.as_bytes(),
+                    b"\r\n",
+                ],
             },
             plan,
         );

@@ -239,14 +239,15 @@ pub struct RequestEdit<'a> {
     /// of them may change what a frame's bytes mean, as `permessage-deflate` does. And only content
     /// codings that can be looked into are asked for ([`coding::write_acceptable`]).
     pub searched: bool,
-    /// Further complete lines (CDN-Loop), each with its CRLF; copied into the plan.
+    /// Further complete lines (CDN-Loop, Via and its kin), each with its CRLF; copied into the plan.
     pub lines: &'a [&'a [u8]],
 }
 
 /// Plans a request's head as the upstream shall see it.
 ///
 /// Absolute-form becomes origin-form, HTTP/1.0 becomes HTTP/1.1. Hop-by-hop fields go, and those
-/// that Connection nominates; but a nomination never removes what we write, nor CDN-Loop. Fields
+/// that Connection nominates; but a nomination never removes what we write, nor CDN-Loop. What the
+/// caller says of where the request came from (Via, Forwarded and their kin) goes, and fields
 /// named `claviger-*` and `_` spellings of names that steer a proxy go in any case. The query is
 /// edited as bytes, never decoded and encoded again: what stays, stays byte for byte.
 pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
@@ -286,7 +287,7 @@ pub fn request(head: &RequestHead, edit: &RequestEdit<'_>, plan: &mut Plan) {
             FieldId::Cookie | FieldId::AltSvc => {
                 !is_nominated(name, head.nominated(), head.bytes())
             }
-            FieldId::ProxyAuthorization | FieldId::Own | FieldId::Shadow => {
+            FieldId::ProxyAuthorization | FieldId::Origin | FieldId::Own | FieldId::Shadow => {
                 plan.stripped.add_received(name);
                 false
             }
@@ -324,13 +325,15 @@ pub struct ResponseEdit<'a> {
     pub scrubber: Option<&'a scrub::Scrubber>,
     /// Keep Content-Length although there is no body (HEAD, 304). Only with `BodyFraming::None`.
     pub keep_length: bool,
+    /// Further fields to remove.
+    pub strip_fields: Option<&'a NameSet>,
 }
 
 /// Plans a response's head as the caller shall see it; returns how often the scrubber found
 /// something in the head received.
 ///
-/// Hop-by-hop fields go, those that Connection nominates, Alt-Svc (it would lead around us) and
-/// `claviger-*`. Each hit is replaced by `redacted`; one that is not wholly inside a value takes the
+/// Hop-by-hop fields go, those that Connection nominates, Alt-Svc (it would lead around us),
+/// `claviger-*` and what `strip_fields` names. Each hit is replaced by `redacted`; one that is not wholly inside a value takes the
 /// whole line with it, and one that reaches out of the reason phrase the phrase.
 pub fn response(head: &ResponseHead, edit: &ResponseEdit<'_>, plan: &mut Plan) -> usize {
     plan.clear();
@@ -347,7 +350,11 @@ pub fn response(head: &ResponseHead, edit: &ResponseEdit<'_>, plan: &mut Plan) -
             | FieldId::Host
             | FieldId::Expect
             | FieldId::AcceptEncoding
-            | FieldId::ContentEncoding => !is_nominated(name, head.nominated(), head.bytes()),
+            | FieldId::ContentEncoding
+            | FieldId::Origin => {
+                !is_nominated(name, head.nominated(), head.bytes())
+                    && !edit.strip_fields.is_some_and(|strip| strip.contains(name))
+            }
             FieldId::ContentLength => keep_length,
             FieldId::Trailer => edit.framing == BodyFraming::Chunked,
             FieldId::CdnLoop => true,

@@ -85,6 +85,7 @@ fn a_warm_exchange_allocates_nothing() {
             upgrade: None,
             scrubber: Some(&scrubber),
             keep_length: false,
+            strip_fields: None,
         };
         assert_eq!(rewrite::response(&answer, &edit, &mut plan), 1);
         answer.finish(0);

@@ -95,6 +95,10 @@ pub struct RouteDraft {
     pub keep_params: Vec<String>,
     /// Whether cookies are removed.
     pub strip_cookies: bool,
+    /// See [`policy::Route::forwarding`].
+    pub forwarding: Option<policy::Forwarding>,
+    /// Headers that are removed from answers.
+    pub strip_response_fields: Vec<String>,
     /// Lower case.
     pub upgrades: Vec<String>,
     /// Endpoints that read or make keys.

@@ -77,6 +77,10 @@ pub struct RouteView {
     pub keep_query: Vec<String>,
     /// Whether it removes cookies.
     pub strip_cookies: bool,
+    /// The headers that it removes from answers.
+    pub strip_response_headers: Vec<String>,
+    /// The headers in which it tells where the request came from.
+    pub forwarded: Vec<String>,
     /// How it writes the key, with the value hidden.
     pub writes: Option<String>,
     /// The key's name and version.
@@ -315,6 +319,13 @@ fn view(route: &Route, addresses: &AddressBook) -> RouteView {
         ),
         keep_query: sorted(route.keep_params.iter()),
         strip_cookies: route.strip_cookies,
+        strip_response_headers: sorted(route.strip_response_fields.iter()),
+        forwarded: route
+            .forwarding
+            .iter()
+            .flat_map(|rule| &rule.fields)
+            .map(|field| field.name().to_ascii_lowercase())
+            .collect(),
         writes: credential.map(|credential| credential.injection().describe()),
         credential: credential.map(|credential| {
             (
@@ -440,8 +451,10 @@ impl Explanation {
                     "query": route.strip_query,
                     "keeps_query": route.keep_query,
                     "cookies": route.strip_cookies,
+                    "response_headers": route.strip_response_headers,
                 },
                 "writes": route.writes,
+                "forwarded": route.forwarded,
                 "credential": route.credential.as_ref().map(|(name, version)| json!({ "name": name, "version": version })),
                 "upstream": {
                     "name": route.upstream,
@@ -524,12 +537,19 @@ impl fmt::Display for Explanation {
             if route.strip_cookies {
                 line("", "cookies")?;
             }
+            if !route.strip_response_headers.is_empty() {
+                let headers = list(&route.strip_response_headers);
+                line("", &format!("headers of answers {headers}"))?;
+            }
             match (&route.writes, &route.credential) {
                 (Some(writes), Some((name, version))) => {
                     line("writes", writes)?;
                     line("credential", &format!("{name} (version {version})"))?;
                 }
                 _ => line("writes", "nothing")?,
+            }
+            if !route.forwarded.is_empty() {
+                line("forwards", &list(&route.forwarded))?;
             }
             line(
                 "upstream",

@@ -586,6 +586,12 @@ pub struct Route {
     pub keep_query: Option<Written<Vec<Written<String>>>>,
     /// Whether callers' cookies are removed. Default: `false`.
     pub strip_cookies: Option<Written<bool>>,
+    /// Which fields tell the upstream where a request came from: some of `"x-forwarded-for"`, `"x-forwarded-proto"`, `"x-forwarded-host"`, `"forwarded"` (RFC 7239) and `"via"`. What callers put into them is removed, whether they are listed or not. Default: none of them.
+    pub forwarded: Option<Written<Vec<Written<String>>>>,
+    /// Proxies in front, as networks, whose own values in the fields of `forwarded` are kept, before what is added. Default: none.
+    pub forwarded_trust: Option<Written<Vec<Written<String>>>>,
+    /// Headers that are removed from answers, such as `"set-cookie"`, `"strict-transport-security"` or `"location"`, which pass otherwise. Alt-Svc is removed in any case. Default: none.
+    pub strip_response_headers: Option<Written<Vec<Written<String>>>>,
     /// Protocols that a connection may be upgraded to. Default: `["websocket"]`.
     pub upgrades: Option<Written<Vec<Written<String>>>>,
     /// Whether the provider's endpoints that read or make keys are served. Default: `false`.

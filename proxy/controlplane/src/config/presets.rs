@@ -83,7 +83,8 @@ pub fn shapes() -> impl Iterator<Item = &'static Shape> {
         .chain(&GENERIC.shape)
 }
 
-/// Every header in which some provider takes a key: stripped on every route.
+/// Every header in which some provider takes a key, and those that lead a server astray or tell where
+/// a caller sits: stripped on every route.
 pub fn header_slots() -> &'static BTreeSet<String> {
     static SLOTS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         GENERIC

@@ -994,6 +994,8 @@ impl Resolver<'_> {
             strip_params: ParamSet::new(&draft.strip_params),
             keep_params: ParamSet::new(&draft.keep_params),
             strip_cookies: draft.strip_cookies,
+            forwarding: draft.forwarding.clone(),
+            strip_response_fields: NameSet::new(&draft.strip_response_fields),
             upgrades: draft
                 .upgrades
                 .iter()

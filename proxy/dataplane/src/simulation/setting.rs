@@ -208,6 +208,8 @@ impl Setting {
                     strip_params: ParamSet::default(),
                     keep_params: ParamSet::default(),
                     strip_cookies: false,
+                    forwarding: None,
+                    strip_response_fields: NameSet::default(),
                     upgrades: Vec::new(),
                     refused: Vec::new(),
                     audit_required: self.audit_required,

@@ -7,8 +7,9 @@ use policy::route::Endpoint;
 use policy::upstream::{CredentialId, UpstreamLimits};
 use policy::verdict::PoolKey;
 use policy::{
-    Caller, Callers, Credential, Injection, Listener, OnEcho, OnUninspected, Route, Secret,
-    ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId, Verdict, VirtualHost,
+    Caller, Callers, Credential, Forwarding, ForwardingField, Injection, Listener, OnEcho,
+    OnUninspected, Route, Secret, ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId,
+    Verdict, VirtualHost,
 };
 use rustls::pki_types::ServerName;
 use wire::framing;
@@ -273,7 +274,7 @@ fn without_key_management(route: Route) -> Route {
 }
 
 /// Virtual host, route, and how the route differs from a plain one.
-static ROUTES: [Entry; 24] = [
+static ROUTES: [Entry; 25] = [
     ("api.example.com", "root", |r| r),
     ("api.example.com", "mail-send", |r| {
         at("/v3/mail", serving(&["POST", "PUT"], r))
@@ -346,6 +347,13 @@ static ROUTES: [Entry; 24] = [
         upgrades: vec!["websocket".into(), "chat".into()],
         ..r
     }),
+    ("told.example.com", "told", |r| Route {
+        forwarding: Some(Forwarding {
+            fields: ForwardingField::ALL.into(),
+            trust: vec!["10.9.0.0/16".parse().expect("a network")],
+        }),
+        ..r
+    }),
     ("keyless.example.com", "keyless", |r| Route {
         credential: None,
         ..r
@@ -395,6 +403,8 @@ pub fn plain_route(number: u64, name: &str) -> Route {
         strip_params: ParamSet::new(STRIPPED_PARAMS),
         keep_params: ParamSet::default(),
         strip_cookies: false,
+        forwarding: None,
+        strip_response_fields: NameSet::default(),
         upgrades: vec!["websocket".into()],
         refused: Vec::new(),
         audit_required: false,

@@ -95,6 +95,14 @@ pub enum Layout {
     Paths,
     /// One route for everything, with the key in the query as `key`.
     Query,
+    /// The upstream is told where requests come from, in each field that there is for it.
+    Telling,
+    /// As [`Telling`](Self::Telling), with a caller that is trusted to know more.
+    Trusting,
+    /// Some fields are removed from answers.
+    Hiding,
+    /// The upstream has little time.
+    Hasty,
 }
 
 /// One thing that the caller does.
@@ -148,6 +156,10 @@ pub enum On {
     Head,
     /// As soon as a connection is open.
     Connect,
+    /// In the server's own flight of the handshake (0.5-RTT data); on the first connection alone.
+    Handshake,
+    /// In clear text, before the handshake; on the first connection alone.
+    Socket,
 }
 
 /// How a side ends a connection.
@@ -359,7 +371,7 @@ impl Words {
             }
             let (marker, after) = rest.split_once('⟩').expect("a marker ends with ⟩");
             rest = after;
-            if marker == "any" {
+            if marker == "any" || marker == "record" {
                 parts.push(Vec::new());
             } else {
                 let bytes = self.marker(marker);

@@ -143,8 +143,8 @@ fn upstream(case: &Case, words: &Words, observed: &Observed, problems: &mut Vec<
         }
     }
     let key = match case.layout {
-        Layout::Plain | Layout::Paths => format!("\r\nAuthorization: Bearer {}\r\n", words.key),
         Layout::Query => "?key=".to_owned(),
+        _ => format!("\r\nAuthorization: Bearer {}\r\n", words.key),
     };
     for request in &seen.requests {
         if memmem::find_iter(&request.raw, key.as_bytes()).count() != 1 {

@@ -153,6 +153,9 @@ fn configuration(
             "[upstream.{name}]\nhost = {UPSTREAM_HOST:?}\naddresses = [\"{address}\"]\nca_file = {:?}\nidle_min = 0\n",
             ca.file()
         );
+        if case.layout == Layout::Hasty {
+            config += HASTY;
+        }
         let mut route = |suffix: &str, credential: &str, lines: &str| {
             config += &format!(
                 "[[route]]\nname = \"{name}{suffix}\"\nhost = {:?}\nupstream = \"{name}\"\ncredential = \"{credential}\"\n{lines}\n",
@@ -162,6 +165,20 @@ fn configuration(
         match case.layout {
             Layout::Plain => route("", "bearer", ""),
             Layout::Query => route("", "query", ""),
+            Layout::Telling => route("", "bearer", TELLING),
+            Layout::Trusting => {
+                route(
+                    "",
+                    "bearer",
+                    &format!("{TELLING}forwarded_trust = [\"127.0.0.0/8\"]\n"),
+                );
+            }
+            Layout::Hiding => route(
+                "",
+                "bearer",
+                "strip_response_headers = [\"set-cookie\", \"strict-transport-security\", \"location\"]",
+            ),
+            Layout::Hasty => route("", "bearer", ""),
             Layout::Paths => {
                 route("", "bearer", "");
                 route(
@@ -179,6 +196,12 @@ fn configuration(
     }
     config
 }
+
+/// Every field that can tell where a request came from.
+const TELLING: &str = "forwarded = [\"x-forwarded-for\", \"x-forwarded-proto\", \"x-forwarded-host\", \"forwarded\", \"via\"]\n";
+
+/// The time that an upstream has in [`Layout::Hasty`]: for its head, and between two reads of its body.
+const HASTY: &str = "response_head_timeout = \"300ms\"\nread_timeout = \"300ms\"\n";
 
 /// What stands between caller and upstream: the accused.
 struct Subject {

@@ -126,6 +126,7 @@ impl Upstream {
             answers: case.answer.clone(),
             words: words.clone(),
             numbers: AtomicUsize::new(0),
+            accepted: AtomicUsize::new(0),
             scene: Arc::clone(&scene),
             patience,
         });
@@ -175,6 +176,8 @@ struct Script {
     words: Words,
     /// Requests whose head has come.
     numbers: AtomicUsize,
+    /// Connections that were accepted, with a handshake or without.
+    accepted: AtomicUsize,
     scene: Arc<Scene>,
     patience: Duration,
 }
@@ -194,7 +197,27 @@ impl Peer {
     ) -> io::Result<Self> {
         socket.set_nodelay(true)?;
         socket.set_write_timeout(Some(script.patience))?;
+        let is_first = script.accepted.fetch_add(1, Ordering::AcqRel) == 0;
+        let early = |on: On| -> Vec<u8> {
+            let answers = script.answers.iter();
+            let bytes = answers
+                .filter(|answer| is_first && answer.on == on)
+                .map(|answer| script.words.bytes(answer.send()));
+            bytes.flatten().collect()
+        };
+        socket.write_all(&early(On::Socket))?;
+        let half_rtt = early(On::Handshake);
+        let config = if half_rtt.is_empty() {
+            config
+        } else {
+            let mut config = ServerConfig::clone(&config);
+            config.send_half_rtt_data = true;
+            Arc::new(config)
+        };
         let mut connection = ServerConnection::new(config).map_err(io::Error::other)?;
+        // A row's answer is written in one piece, however long it is.
+        connection.set_buffer_limit(None);
+        connection.writer().write_all(&half_rtt)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
         }
@@ -303,9 +326,19 @@ impl Peer {
                     memmem::find(&seen.client, &bytes).is_some()
                 });
             }
-            let bytes = self.script.words.bytes(answer.send());
-            if !bytes.is_empty() && !self.send(&bytes) {
-                return false;
+            if !answer.send().is_empty() {
+                // One write for all records, and for the goodbye: they arrive together.
+                for record in self.script.words.pattern(answer.send()) {
+                    if self.stream.conn.writer().write_all(&record).is_err() {
+                        return false;
+                    }
+                }
+                if answer.end == End::Goodbye {
+                    self.stream.conn.send_close_notify();
+                }
+                if !self.flush() {
+                    return false;
+                }
             }
             if answer.end != End::Keep {
                 self.end(answer.end);
@@ -316,10 +349,18 @@ impl Peer {
     }
 
     fn send(&mut self, bytes: &[u8]) -> bool {
-        self.stream
-            .write_all(bytes)
-            .and_then(|()| self.stream.flush())
-            .is_ok()
+        self.stream.conn.writer().write_all(bytes).is_ok() && self.flush()
+    }
+
+    /// Sends what was sealed, in one write.
+    fn flush(&mut self) -> bool {
+        let mut sealed = Vec::new();
+        while self.stream.conn.wants_write() {
+            if self.stream.conn.write_tls(&mut sealed).is_err() {
+                return false;
+            }
+        }
+        self.stream.sock.write_all(&sealed).is_ok()
     }
 
     fn end(&mut self, end: End) {

@@ -56,6 +56,9 @@ pub enum FieldId {
     ContentEncoding,
     /// `Alt-Svc`: an upstream's invitation to go around the proxy.
     AltSvc,
+    /// `Via`, `Forwarded`, `X-Forwarded-For`, `-Host` and `-Proto`, in any `_`/`-` spelling: where a
+    /// request came from. In a request only the proxy may write these.
+    Origin,
     /// `Claviger` or `Claviger-...`, in any `_`/`-` spelling: only the proxy may write these.
     Own,
     /// A name above spelt with `_`. Some servers fold it into the real one, so it never passes.
@@ -70,6 +73,7 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
     // The length tells most names apart, so most fields cost one jump.
     let id = match name.len() {
         2 if eq_folded(name, b"te") => return FieldId::Te,
+        3 if eq_folded(name, b"via") => return FieldId::Origin,
         4 if eq_folded(name, b"host") => return FieldId::Host,
         6 if eq_folded(name, b"expect") => return FieldId::Expect,
         6 if eq_folded(name, b"cookie") => return FieldId::Cookie,
@@ -77,13 +81,17 @@ pub(crate) fn classify(name: &[u8]) -> FieldId {
         7 if eq_folded(name, b"upgrade") => return FieldId::Upgrade,
         7 if eq_folded(name, b"alt-svc") => FieldId::AltSvc,
         8 if eq_folded(name, b"cdn-loop") => FieldId::CdnLoop,
+        9 if eq_folded(name, b"forwarded") => return FieldId::Origin,
         10 if eq_folded(name, b"connection") => return FieldId::Connection,
         10 if eq_folded(name, b"keep-alive") => FieldId::KeepAlive,
         14 if eq_folded(name, b"content-length") => FieldId::ContentLength,
         14 if eq_folded(name, b"http2-settings") => FieldId::Http2Settings,
         15 if eq_folded(name, b"accept-encoding") => return FieldId::AcceptEncoding,
         16 if eq_folded(name, b"content-encoding") => return FieldId::ContentEncoding,
+        15 if eq_folded(name, b"x-forwarded-for") => return FieldId::Origin,
         16 if eq_folded(name, b"proxy-connection") => FieldId::ProxyConnection,
+        16 if eq_folded(name, b"x-forwarded-host") => return FieldId::Origin,
+        17 if eq_folded(name, b"x-forwarded-proto") => return FieldId::Origin,
         17 if eq_folded(name, b"transfer-encoding") => FieldId::TransferEncoding,
         18 if eq_folded(name, b"proxy-authenticate") => FieldId::ProxyAuthenticate,
         19 if eq_folded(name, b"proxy-authorization") => return FieldId::ProxyAuthorization,

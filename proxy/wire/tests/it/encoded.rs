@@ -28,6 +28,7 @@ fn check(location: &str, expected: &str, hits: usize) {
             upgrade: None,
             scrubber: Some(&scrubber),
             keep_length: false,
+            strip_fields: None,
         },
         &mut plan,
     );

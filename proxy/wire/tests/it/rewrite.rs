@@ -550,6 +550,7 @@ const QUIET: ResponseEdit<'static> = ResponseEdit {
     upgrade: None,
     scrubber: None,
     keep_length: false,
+    strip_fields: None,
 };
 
 #[test]
@@ -657,6 +658,28 @@ fn responses() {
         upgraded,
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Accept: x\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n",
+    );
+}
+
+#[test]
+fn named_fields_go_from_a_response() {
+    let strip = NameSet::new(["set-cookie", "Strict-Transport-Security", "via", "alt-svc"]);
+    let edit = ResponseEdit {
+        strip_fields: Some(&strip),
+        ..QUIET
+    };
+    let (written, _) = respond(
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nVia: 1.1 x\r\nA: b\r\nset_cookie: c\r\nSTRICT-TRANSPORT-SECURITY: max-age=1\r\nAlt-Svc: h3\r\n\r\n",
+        &edit,
+    );
+    assert_eq!(written, "HTTP/1.1 200 OK\r\nA: b\r\n\r\n");
+    let (written, _) = respond(
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nVia: 1.1 x\r\nX-Forwarded-For: 1\r\nAlt-Svc: h3\r\n\r\n",
+        &QUIET,
+    );
+    assert_eq!(
+        written,
+        "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nVia: 1.1 x\r\nX-Forwarded-For: 1\r\n\r\n"
     );
 }
 

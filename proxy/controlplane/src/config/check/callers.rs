@@ -41,51 +41,24 @@ impl Checker<'_> {
                 );
                 continue;
             }
-            let network = match text.parse::<IpNet>() {
+            let network = match network(text) {
                 Ok(network) => network,
-                Err(_) => {
-                    match text.parse::<IpAddr>() {
-                        Ok(address) => IpNet::from(address),
-                        Err(_) => {
-                            let problem = Problem::error("not a rule for callers")
-                            .at(place)
-                            .meant(text, ["open"])
-                            .expected("\"open\", or networks as in [\"10.0.0.0/8\", \"2001:db8::/32\"]");
-                            self.push(problem);
-                            continue;
-                        }
-                    }
+                Err(NetworkError::Unreadable) => {
+                    let problem = Problem::error("not a rule for callers")
+                        .at(place)
+                        .meant(text, ["open"])
+                        .expected(
+                            "\"open\", or networks as in [\"10.0.0.0/8\", \"2001:db8::/32\"]",
+                        );
+                    self.push(problem);
+                    continue;
+                }
+                Err(NetworkError::Odd(problem)) => {
+                    self.push(problem.at(place));
+                    continue;
                 }
             };
-            if network.trunc() != network {
-                self.push(
-                    Problem::error(format!("{network} has bits behind its mask"))
-                        .at(place)
-                        .cure(format!(
-                            "write {} for the network, or {}/{} for the one address",
-                            network.trunc(),
-                            network.addr(),
-                            network.max_prefix_len()
-                        )),
-                );
-                continue;
-            }
-            if let IpNet::V6(v6) = network
-                && v6.addr().to_ipv4_mapped().is_some()
-                && v6.prefix_len() >= 96
-            {
-                self.push(
-                    Problem::error("an IPv4 network in IPv6 clothes never matches")
-                        .at(place)
-                        .cure("write it as IPv4; callers that come over IPv6 sockets are matched by it too"),
-                );
-                continue;
-            }
-            let wide = match network {
-                IpNet::V4(v4) => v4.prefix_len() < 8,
-                IpNet::V6(v6) => v6.prefix_len() < 16 && !v6.addr().is_unique_local(),
-            };
-            if wide {
+            if is_wide(network) {
                 self.push(
                     Problem::warning(format!(
                         "{network} lets callers from the Internet use this key"
@@ -105,6 +78,48 @@ impl Checker<'_> {
             );
         }
         Callers::Networks(networks)
+    }
+}
+
+/// Why a text is no network.
+pub(super) enum NetworkError {
+    /// It has not the form of one.
+    Unreadable,
+    /// It has, but cannot be meant.
+    Odd(Box<Problem>),
+}
+
+/// A network, or an address alone.
+pub(super) fn network(text: &str) -> Result<IpNet, NetworkError> {
+    let network = text
+        .parse::<IpNet>()
+        .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
+        .map_err(|_| NetworkError::Unreadable)?;
+    if network.trunc() != network {
+        let problem = Problem::error(format!("{network} has bits behind its mask")).cure(format!(
+            "write {} for the network, or {}/{} for the one address",
+            network.trunc(),
+            network.addr(),
+            network.max_prefix_len()
+        ));
+        return Err(NetworkError::Odd(Box::new(problem)));
+    }
+    if let IpNet::V6(v6) = network
+        && v6.addr().to_ipv4_mapped().is_some()
+        && v6.prefix_len() >= 96
+    {
+        let problem = Problem::error("an IPv4 network in IPv6 clothes never matches")
+            .cure("write it as IPv4; callers that come over IPv6 sockets are matched by it too");
+        return Err(NetworkError::Odd(Box::new(problem)));
+    }
+    Ok(network)
+}
+
+/// Whether it is so large that the Internet must be meant, or a mistake.
+pub(super) fn is_wide(network: IpNet) -> bool {
+    match network {
+        IpNet::V4(v4) => v4.prefix_len() < 8,
+        IpNet::V6(v6) => v6.prefix_len() < 16 && !v6.addr().is_unique_local(),
     }
 }
 

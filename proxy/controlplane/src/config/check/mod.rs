@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use policy::Injection;
+use policy::{ForwardingField, Injection};
 
 use crate::config::draft::{CredentialDraft, Draft, RouteDraft, UpstreamDraft};
 use crate::config::file::{File, Item};
@@ -238,7 +238,11 @@ impl<'f> Checker<'f> {
             return;
         }
         let lower = name.to_ascii_lowercase().replace('_', "-");
-        if FRAMING_HEADERS.contains(&&*lower) || lower.starts_with("claviger-") {
+        let is_origin = |field: ForwardingField| field.name().eq_ignore_ascii_case(&lower);
+        if FRAMING_HEADERS.contains(&&*lower)
+            || lower.starts_with("claviger-")
+            || (slot && ForwardingField::ALL.into_iter().any(is_origin))
+        {
             self.push(
                 Problem::error(format!(
                     "{} has rules of its own and cannot be {}",

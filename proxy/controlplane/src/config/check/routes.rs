@@ -3,8 +3,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use policy::Injection;
+use policy::{Forwarding, ForwardingField, Injection};
 
+use super::callers::{NetworkError, is_wide, network};
 use super::targets::Addressed;
 use super::{Checker, is_token};
 use crate::config::draft::{CredentialDraft, RouteDraft};
@@ -103,6 +104,8 @@ impl Checker<'_> {
             None if on_echo == policy::OnEcho::Report => policy::OnUninspected::Mark,
             None => policy::OnUninspected::Refuse,
         };
+        let forwarding = self.forwarding(item, preset);
+        let strip_response_fields = self.strip_response_fields(item);
         for target in targets {
             let draft = RouteDraft {
                 name: name.clone(),
@@ -119,6 +122,8 @@ impl Checker<'_> {
                     .strip_cookies
                     .as_ref()
                     .is_some_and(|strip| strip.value),
+                forwarding: forwarding.clone(),
+                strip_response_fields: strip_response_fields.clone(),
                 upgrades: self.upgrades(item),
                 refused: match preset {
                     Some(preset)
@@ -448,6 +453,102 @@ impl Checker<'_> {
                     .expected("the name alone, as in \"api_key\""),
             );
         }
+    }
+
+    /// What the upstream learns of where a request came from.
+    fn forwarding(
+        &mut self,
+        item: &Item<file::Route>,
+        preset: Option<&Preset>,
+    ) -> Option<Forwarding> {
+        let file = self.file;
+        let names = || ForwardingField::ALL.map(|field| field.name().to_ascii_lowercase());
+        let mut rule = Forwarding::default();
+        for written in item.fields.forwarded.iter().flat_map(|list| &list.value) {
+            let place = file.place_of(item, &written.span);
+            let is_it = |field: &ForwardingField| field.name().eq_ignore_ascii_case(&written.value);
+            let Some(field) = ForwardingField::ALL.into_iter().find(is_it) else {
+                let names = names();
+                let names = || names.iter().map(String::as_str);
+                let mut problem = Problem::error(format!(
+                    "{} is no field that tells where a request came from",
+                    quote(&written.value)
+                ))
+                .at(place)
+                .meant(&written.value, names());
+                if problem.meant.is_none() {
+                    problem = problem.expected(one_of(names()));
+                }
+                self.push(problem);
+                continue;
+            };
+            if rule.fields.contains(&field) {
+                self.push(
+                    Problem::error(format!("{} is there twice", quote(&written.value))).at(place),
+                );
+                continue;
+            }
+            if let Some(preset) = preset.filter(|_| field.tells_address()) {
+                self.push(
+                    Problem::warning(format!(
+                        "{} tells {} the addresses of your callers",
+                        quote(&written.value),
+                        preset.name
+                    ))
+                    .at(place)
+                    .cure("leave it out, unless the provider asks for it"),
+                );
+            }
+            rule.fields.push(field);
+        }
+        rule.fields.sort_unstable();
+        let trust = item.fields.forwarded_trust.as_ref();
+        for written in trust.iter().flat_map(|list| &list.value) {
+            let place = file.place_of(item, &written.span);
+            match network(&written.value) {
+                Ok(network) => {
+                    if is_wide(network) {
+                        self.push(
+                            Problem::warning(format!(
+                                "{network} lets callers from the Internet say where they come from"
+                            ))
+                            .at(place)
+                            .cure("name the proxies in front, and nobody else"),
+                        );
+                    }
+                    rule.trust.push(network);
+                }
+                Err(NetworkError::Unreadable) => self.push(
+                    Problem::error("not a network")
+                        .at(place)
+                        .expected("as in \"10.0.0.0/8\" or \"192.0.2.7\""),
+                ),
+                Err(NetworkError::Odd(problem)) => self.push(problem.at(place)),
+            }
+        }
+        if rule.fields.is_empty()
+            && let Some(trust) = trust
+            && !item.is_unread("forwarded")
+        {
+            let place = file.place_of(item, &trust.span);
+            self.push(
+                Problem::warning("`forwarded_trust` without `forwarded` does nothing")
+                    .at(place)
+                    .cure("write which fields the upstream gets, as in forwarded = [\"x-forwarded-for\"]"),
+            );
+        }
+        (!rule.fields.is_empty()).then_some(rule)
+    }
+
+    fn strip_response_fields(&mut self, item: &Item<file::Route>) -> Vec<String> {
+        let list = item.fields.strip_response_headers.iter();
+        let list = list.flat_map(|list| &list.value);
+        list.map(|written| {
+            let place = self.file.place_of(item, &written.span);
+            self.header_name(&written.value, place, false);
+            written.value.to_ascii_lowercase()
+        })
+        .collect()
     }
 
     fn upgrades(&mut self, item: &Item<file::Route>) -> Vec<String> {

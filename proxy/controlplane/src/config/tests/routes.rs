@@ -140,6 +140,9 @@ strip_headers = ["X-Other"]
 strip_query = ["appid"]
 keep_query = ["key"]
 strip_cookies = true
+forwarded = ["Forwarded", "x-forwarded-for", "via"]
+forwarded_trust = ["10.0.0.0/24", "192.0.2.7"]
+strip_response_headers = ["Set-Cookie"]
 upgrades = []
 audit = "required"
 on_echo = "block"
@@ -173,6 +176,17 @@ response_head_timeout = "5m"
     assert!(route.keep_params.contains(b"key"));
     assert!(route.strip_cookies && route.upgrades.is_empty() && route.audit_required);
     assert_eq!(route.body_bytes_max, 10 << 20);
+    let forwarding = route.forwarding.as_ref().expect("some");
+    assert_eq!(
+        forwarding.fields,
+        [
+            policy::ForwardingField::XForwardedFor,
+            policy::ForwardingField::Forwarded,
+            policy::ForwardingField::Via
+        ]
+    );
+    assert_eq!(forwarding.trust.len(), 2);
+    assert!(route.strip_response_fields.contains(b"set-cookie"));
     assert_eq!(route.on_echo, policy::OnEcho::Block);
     assert_eq!(route.on_uninspected, policy::OnUninspected::Mark);
     assert_eq!(
