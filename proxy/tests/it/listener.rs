@@ -99,7 +99,8 @@ fn a_client_that_speaks_only_h2_gets_an_alert() {
         .expect(200);
 }
 
-fn version_config(
+/// A client that speaks this version of TLS alone.
+pub fn version_config(
     world: &World,
     version: &'static rustls::SupportedProtocolVersion,
 ) -> ClientConfig {

@@ -18,6 +18,7 @@ mod docs;
 mod driver;
 mod echo;
 mod fire;
+mod histories;
 mod house;
 mod hygiene;
 mod listener;

@@ -68,7 +68,7 @@ impl Mounted {
 }
 
 /// The fingerprint of the `Authorization` field with which a request arrived.
-fn key_used(answer: &crate::harness::Answer) -> String {
+pub fn key_used(answer: &crate::harness::Answer) -> String {
     let echoed = answer.expect(200).json();
     let fields = echoed["headers"].as_array().expect("a list");
     let field = fields.iter().find(|field| {
@@ -82,7 +82,8 @@ fn key_used(answer: &crate::harness::Answer) -> String {
         .to_owned()
 }
 
-fn shown(key: &str) -> String {
+/// How the mock shows it.
+pub fn shown(key: &str) -> String {
     format!("sha256:{}", fingerprint(&format!("Bearer {key}")))
 }
 

@@ -1,6 +1,7 @@
 //! The way to the API: verified, pooled, retried only where that is safe, and with
 //! an answer of our own for each way in which it can fail.
 
+use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use crate::harness::mock::upstream;
 use crate::harness::pki::TestCa;
 use crate::harness::world::{Claviger, HOST, Site, bearer_route};
 use crate::harness::{Client, Mock, Scripted, World};
+use crate::reload::{key_used, shown};
 
 /// Claviger in front of one upstream table, with further lines in that table.
 #[track_caller]
@@ -37,6 +39,60 @@ fn connections_are_reused() {
     let echoed = site.get("/echo").json();
     assert_eq!(echoed["tls"]["sni"], HOST);
     assert_eq!(echoed["tls"]["alpn"], "http/1.1");
+}
+
+/// The pool goes by upstream and credential name alone. A connection per route would multiply the handshakes, and
+/// a rotation that closed them would be felt by every caller.
+#[test]
+fn a_pool_is_neither_split_by_route_nor_flushed_by_a_new_key() {
+    let world = World::new();
+    let (key, key_file) = world.key_file("key");
+    let mock = Mock::start(&world, &[HOST], &["--auth", "none"]);
+    let route = |method: &str, credential: &str| {
+        format!(
+            "[[route]]\nname = {method:?}\nhost = {HOST:?}\nmethods = [{method:?}]\nupstream = \"mock\"\ncredential = {credential:?}\n"
+        )
+    };
+    let source = format!(
+        "source = \"file://{}\"\ninject = \"bearer\"\n",
+        key_file.display()
+    );
+    let claviger = world.start(&format!(
+        "{}{}idle_min = 0\n[credential.one]\n{source}[credential.other]\n{source}{}{}{}",
+        world.base(),
+        mock.upstream("mock", HOST),
+        route("GET", "one"),
+        route("PUT", "one"),
+        route("PATCH", "other")
+    ));
+    let mut client = claviger.connect(&world);
+    let mut asked = |method: &str| {
+        let request = format!("{method} /echo HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+        let answer = client.call(request);
+        (
+            answer.expect(200).json()["connection"].clone(),
+            key_used(&answer),
+        )
+    };
+    let (first, sent) = asked("GET");
+    assert_eq!(sent, shown(&key));
+    assert_eq!(asked("PUT").0, first, "another route");
+    assert_ne!(
+        asked("PATCH").0,
+        first,
+        "another credential, of the same value"
+    );
+    let new = world.key();
+    let mark = claviger.log().mark();
+    let beside = world.write("new", &new);
+    fs::rename(beside, &key_file).expect("one directory");
+    claviger.wait_reloaded(mark);
+    assert_eq!(
+        asked("PUT"),
+        (first.clone(), shown(&new)),
+        "the connection of before, the new key"
+    );
+    assert_eq!(asked("GET"), (first, shown(&new)));
 }
 
 /// A connection that the API closed while it was idle is not used again, and no

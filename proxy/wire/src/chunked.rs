@@ -123,11 +123,31 @@ impl ChunkedDecoder {
             }
             (State::Space { .. }, _) => return Err(ChunkError::Size),
             (State::Extension { size }, b'\r') => State::SizeLf { size },
+            (State::Extension { size }, b'"') => {
+                self.extension_byte()?;
+                State::Quoted { size }
+            }
+            (State::Quoted { size }, b'"') => {
+                self.extension_byte()?;
+                State::Extension { size }
+            }
+            (State::Quoted { size }, b'\\') => {
+                self.extension_byte()?;
+                State::Escaped { size }
+            }
             (State::Extension { size }, b'\t' | b' '..=b'~' | 0x80..) => {
                 self.extension_byte()?;
                 State::Extension { size }
             }
-            (State::Extension { .. }, _) => return Err(ChunkError::Extension),
+            (State::Quoted { size } | State::Escaped { size }, b'\t' | b' '..=b'~' | 0x80..) => {
+                self.extension_byte()?;
+                State::Quoted { size }
+            }
+            // A line end inside a quoted string too: some readers would look for the quote behind it
+            // (CVE-2026-2332, CVE-2026-33870).
+            (State::Extension { .. } | State::Quoted { .. } | State::Escaped { .. }, _) => {
+                return Err(ChunkError::Extension);
+            }
             (State::SizeLf { size: 0 }, b'\n') => State::Trailer,
             (State::SizeLf { size }, b'\n') => {
                 self.extension_bytes = 0;
@@ -195,8 +215,8 @@ pub enum ChunkError {
     /// More than 16 digits.
     #[error("a chunk size has more than 16 digits")]
     SizeTooLarge,
-    /// A control byte in an extension.
-    #[error("a chunk extension contains a control byte")]
+    /// A control byte in an extension, or a quoted string without its end.
+    #[error("a chunk extension contains a control byte or an open quote")]
     Extension,
     /// More bytes of extensions than allowed.
     #[error("chunk extensions are larger than allowed (256 bytes per chunk, 16 KiB per body)")]
@@ -270,6 +290,14 @@ enum State {
         size: u64,
     },
     Extension {
+        size: u64,
+    },
+    /// Inside a quoted string of an extension.
+    Quoted {
+        size: u64,
+    },
+    /// Behind a backslash in one.
+    Escaped {
         size: u64,
     },
     SizeLf {

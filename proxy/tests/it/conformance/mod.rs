@@ -9,6 +9,7 @@
 
 mod caller;
 mod case;
+mod index;
 mod judge;
 mod peers;
 mod upstream;
@@ -63,6 +64,22 @@ fn table() {
         problems.len(),
         table.cases.len(),
         problems.join("\n")
+    );
+}
+
+/// Each promise and each history has its rows or tests, and the page that lists them is current.
+#[test]
+fn index() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/conformance/cases");
+    let text = index::write(&case::load(&directory))
+        .unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/conformance-index.md");
+    if std::env::var_os("CLAVIGER_UPDATE_EXPECTED").is_some() {
+        std::fs::write(&page, &text).expect("the page");
+    }
+    assert!(
+        std::fs::read_to_string(&page).unwrap_or_default() == text,
+        "docs/conformance-index.md is not current; run this test with CLAVIGER_UPDATE_EXPECTED=1"
     );
 }
 
