@@ -4,9 +4,13 @@
 //! fuzz targets call these functions, and so do `wire`'s own tests, over `seeds/` and seeded
 //! mutations of them: the corpus is exercised by every `cargo test`.
 //!
-//! `cargo +nightly fuzz run head corpus/head seeds/head` (from `proxy/`) runs one of them.
+//! `scripts/fuzz head` runs one of them for long.
+
+mod streams;
 
 use std::io::Read;
+
+pub use self::streams::{frames, sieve};
 
 use wire::chunked::{ChunkedDecoder, LAST_CHUNK, chunk_header};
 use wire::coding::{Coding, Codings};

@@ -49,6 +49,8 @@ const DICTIONARY: &[&[u8]] = &[
     b"k%65y=2",
     b"access_token=3",
     b"the-real-key",
+    b"the-real-key/+16",
+    b"dGhlLXJlYWwta2V5LysxNg==",
     b"0\r\n\r\n",
     b"5\r\nhello\r\n",
     b";ext=1",
@@ -58,13 +60,15 @@ const DICTIONARY: &[&[u8]] = &[
 
 #[test]
 fn seeds_and_mutations_hold_every_property() {
-    let targets: [(&str, Body); 6] = [
+    let targets: [(&str, Body); 8] = [
         ("head", bodies::head),
         ("framing", bodies::framing),
         ("chunked", bodies::chunked),
         ("rewrite", bodies::rewrite),
         ("target", bodies::target),
         ("inspect", bodies::inspect),
+        ("sieve", bodies::sieve),
+        ("frames", bodies::frames),
     ];
     let mut rng = Rng::from_env("corpus");
     for (name, body) in targets {
