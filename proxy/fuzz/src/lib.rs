@@ -20,7 +20,7 @@ use wire::inspect::{Inspector, Uninspected};
 use wire::names::{NameSet, ParamSet};
 use wire::rewrite::{self, Plan, RequestEdit, ResponseEdit};
 use wire::scrub::Scrubber;
-use wire::sieve::OnHit;
+use wire::sieve::{OnHit, Sieve};
 use wire::target;
 
 /// Heads parse to what a plain reading of the lines gives, however they arrive, or not at all.
@@ -266,6 +266,132 @@ pub fn target(data: &[u8]) {
         assert_eq!(scrubber.find(data).map(|hit| hit.start), Some(0));
         assert_eq!(scrubber.find(&encoded).map(|hit| hit.start), Some(0));
     }
+}
+
+/// What is found of two secrets, with any of their characters escaped, is what looking everywhere for
+/// everything finds; and in whatever pieces a text comes, none of it passes.
+///
+/// The first two bytes say how long the secrets are, the third one how large the pieces.
+pub fn search(data: &[u8]) {
+    let [first, second, size, rest @ ..] = data else {
+        return;
+    };
+    let lengths = [first, second].map(|length| 4 + usize::from(*length) % 64);
+    let Some((first, rest)) = rest.split_at_checked(lengths[0]) else {
+        return;
+    };
+    let Some((second, text)) = rest.split_at_checked(lengths[1]) else {
+        return;
+    };
+    let secrets = [first, second];
+    let scrubber = Scrubber::of_secrets(&[], &secrets);
+    let expected = occurrences(&secrets, text);
+    let mut hits = Vec::new();
+    scrubber.find_all(text, &mut hits);
+    let mut found = vec![false; text.len()];
+    for hit in &hits {
+        found[hit.clone()].fill(true);
+    }
+    assert_eq!(found, expected, "{hits:?}");
+
+    let mut sieve = Sieve::new(&scrubber, OnHit::Redact);
+    let mut out = Vec::new();
+    for piece in text.chunks(usize::from(*size).max(1)) {
+        out.extend_from_slice(sieve.pass(&[piece], false).0);
+    }
+    out.extend_from_slice(sieve.pass(&[], true).0);
+    assert_eq!(out.len(), text.len());
+    // What contains introducers itself can be read in several ways, and which one is taken may hang on
+    // where a piece ends. And what is written over a secret must not become one.
+    let has = |bytes: &[u8]| {
+        secrets
+            .iter()
+            .any(|secret| secret.iter().any(|b| bytes.contains(b)))
+    };
+    if has(b"%\\&") {
+        return;
+    }
+    assert_eq!(sieve.hits() > 0, !hits.is_empty());
+    if hits.is_empty() {
+        assert_eq!(out, text);
+    } else if !has(b"redacted") {
+        assert!(!occurrences(&secrets, &out).contains(&true));
+    }
+}
+
+/// Which bytes of a text belong to one of the secrets: bare, or bare up to an escape and escaped or bare
+/// from there on. Where an escape can be undone once or twice, twice is tried first.
+fn occurrences(secrets: &[&[u8]], text: &[u8]) -> Vec<bool> {
+    let mut covered = vec![false; text.len()];
+    for start in 0..text.len() {
+        for secret in secrets {
+            for (place, &character) in secret.iter().enumerate() {
+                let at = start + place;
+                // From here on in disguise.
+                let escaped = undone(&text[at..]);
+                if escaped.iter().any(|(read, _)| *read == character) {
+                    let mut end = at;
+                    let is_whole = secret[place..].iter().all(|&character| {
+                        let mut readings = undone(&text[end..]);
+                        readings.extend(text.get(end).map(|&bare| (bare, 1)));
+                        let fitting = readings.iter().find(|(read, _)| *read == character);
+                        end += fitting.map_or(0, |(_, length)| *length);
+                        fitting.is_some()
+                    });
+                    if is_whole {
+                        covered[start..end].fill(true);
+                    }
+                }
+                if text.get(at) != Some(&character) {
+                    break;
+                }
+                if place + 1 == secret.len() {
+                    covered[start..=at].fill(true);
+                }
+            }
+        }
+    }
+    covered
+}
+
+/// What the escape stands for that a text begins with, and its length: undone twice, then once.
+fn undone(text: &[u8]) -> Vec<(u8, usize)> {
+    let number = |digits: Option<&[u8]>, radix: u32| {
+        let digits = std::str::from_utf8(digits?).ok()?;
+        let is_plain = digits.chars().all(|digit| digit.is_digit(radix));
+        let value = u32::from_str_radix(&format!("0{digits}"), radix).ok()?;
+        u8::try_from(value).ok().filter(|_| is_plain)
+    };
+    let mut all = Vec::new();
+    match text {
+        [b'%', ..] => {
+            if text.get(1..3) == Some(b"25") {
+                all.extend(number(text.get(3..5), 16).map(|value| (value, 5)));
+            }
+            all.extend(number(text.get(1..3), 16).map(|value| (value, 3)));
+        }
+        [b'\\', b'u', ..] => all.extend(number(text.get(2..6), 16).map(|value| (value, 6))),
+        [b'\\', b'x', ..] => all.extend(number(text.get(2..4), 16).map(|value| (value, 4))),
+        [b'\\', byte, ..] if byte.is_ascii_punctuation() => all.push((*byte, 2)),
+        [b'&', rest @ ..] => {
+            let Some(end) = rest.iter().take(5).position(|&byte| byte == b';') else {
+                return all;
+            };
+            let value = match &rest[..end] {
+                b"amp" => Some(b'&'),
+                b"lt" => Some(b'<'),
+                b"gt" => Some(b'>'),
+                b"quot" => Some(b'"'),
+                b"apos" => Some(b'\''),
+                [b'#', b'x' | b'X', digits @ ..] => number(Some(digits), 16),
+                [b'#', digits @ ..] if !digits.is_empty() => number(Some(digits), 10),
+                _ => None,
+            };
+            all.extend(value.map(|value| (value, end + 2)));
+        }
+        _ => {}
+    }
+    all
 }
 
 /// A coded body goes on as it came or not at all, in whatever pieces it comes, and what goes on decodes

@@ -8,6 +8,7 @@
 //! It lacks decompression: [`Inspector`](crate::inspect::Inspector) unfolds a coded body for it.
 
 mod escape;
+mod samples;
 
 use core::fmt;
 use core::ops::Range;
@@ -16,25 +17,23 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::target;
 use escape::{ESCAPE_BYTES_MAX, Escape, INTRODUCERS};
+use samples::{BLOCK_BYTES, Samples};
 
 /// Searches for any of a set of needles. They, and the tables made of them, are overwritten when it
 /// is dropped.
 ///
-/// The search is Wu and Manber's: a window as long as the shortest needle slides over the input, and
-/// a table says, by the window's last three bytes, how far it may move at once. A key of 40 bytes is
-/// thus searched for by looking at about every thirtieth byte, in all its forms at once.
+/// No hit is shorter than the shortest needle, so only every so many bytes of the input are looked at
+/// ([`Samples`]): of a key of 40 characters four in thirty-seven, for all its forms at once. Where
+/// a hit may stand around them, the needles are compared.
 ///
-/// No list of needles holds every mixture of escaped characters and bare ones, so a second search
-/// ([`of_secrets`](Self::of_secrets)) looks at escapes alone: the first one in a disguised secret
+/// No list of needles holds every mixture of escaped characters and bare ones, so those of
+/// [`of_secrets`](Self::of_secrets) are compared by their escapes, too: the first one in a disguised secret
 /// stands for one of its characters, and what goes before stands bare.
 pub struct Scrubber {
     /// Longest first, no duplicates, each at least [`NEEDLE_BYTES_MIN`] long.
     needles: Vec<Zeroizing<Vec<u8>>>,
-    /// By [`block_hash`]: how far the window may move when it ends in such a block; 0 means that a
-    /// needle may start where the window does. Empty if there is no needle.
-    shifts: Zeroizing<Vec<u8>>,
-    /// Bytes of the window: the shortest needle's length, at most [`WINDOW_BYTES_MAX`].
-    window: usize,
+    /// Where to look.
+    samples: Samples,
     /// Those needles that are found with any of their characters escaped, too.
     disguised: Vec<Zeroizing<Vec<u8>>>,
     /// By character: which of `disguised` contain it, and where, the last place first.
@@ -82,19 +81,7 @@ impl Scrubber {
         disguised.dedup();
         needles.sort_unstable_by(|a, b| b.len().cmp(&a.len()).then_with(|| a.cmp(b)));
         needles.dedup();
-        let window = needles
-            .last()
-            .map_or(0, |shortest| shortest.len().min(WINDOW_BYTES_MAX));
-        let mut shifts = Zeroizing::new(Vec::new());
-        if !needles.is_empty() {
-            shifts.resize(BLOCKS, (window - BLOCK_BYTES + 1) as u8);
-        }
-        for needle in &needles {
-            for (at, block) in needle[..window].windows(BLOCK_BYTES).enumerate() {
-                let shift = &mut shifts[block_hash([block[0], block[1], block[2]])];
-                *shift = (*shift).min((window - BLOCK_BYTES - at) as u8);
-            }
-        }
+        let samples = Samples::of(&needles, disguised.iter().map(|needle| &needle[..]));
         let places = disguised.iter().enumerate().flat_map(|(index, needle)| {
             let places = needle.iter().enumerate().rev();
             places.map(move |(place, &byte)| (byte, [index as u32, place as u32]))
@@ -110,8 +97,7 @@ impl Scrubber {
         let ends_with_line = needles.iter().all(|needle| !needle.contains(&b'\n'));
         Self {
             needles,
-            shifts,
-            window,
+            samples,
             disguised,
             places,
             beginnings,
@@ -122,27 +108,17 @@ impl Scrubber {
     /// The first hit; of several that start there, the longest.
     #[must_use]
     pub fn find(&self, hay: &[u8]) -> Option<Range<usize>> {
-        let bare = self.find_needle(hay, 0);
-        // Behind the first hit none is the first.
-        let end = bare.as_ref().map_or(hay.len(), |bare| bare.start);
-        self.find_disguised(hay, 0, end).or(bare)
+        let mut hits = Vec::new();
+        self.search(hay, &mut hits);
+        hits.into_iter()
+            .min_by_key(|hit| (hit.start, usize::MAX - hit.end))
     }
 
     /// Every hit, in order; those that overlap are one. `hits` is cleared first.
     pub fn find_all(&self, hay: &[u8], hits: &mut Vec<Range<usize>>) {
         hits.clear();
-        let mut at = 0;
-        while let Some(hit) = self.find_needle(hay, at) {
-            at = hit.end;
-            hits.push(hit);
-        }
-        let bare = hits.len();
-        at = 0;
-        while let Some(hit) = self.find_disguised(hay, at, hay.len()) {
-            at = hit.end;
-            hits.push(hit);
-        }
-        if hits.len() > bare {
+        self.search(hay, hits);
+        if hits.len() > 1 {
             hits.sort_unstable_by_key(|hit| hit.start);
             hits.dedup_by(|later, earlier| {
                 let overlap = later.start < earlier.end;
@@ -154,52 +130,71 @@ impl Scrubber {
         }
     }
 
-    fn find_needle(&self, hay: &[u8], from: usize) -> Option<Range<usize>> {
-        // Made once: the table's length is then known to be what the hash gives.
-        let shifts: &[u8; BLOCKS] = self.shifts[..].try_into().ok()?;
-        let mut end = from + self.window;
-        while let Some(&[a, b, c]) = hay.get(end.wrapping_sub(BLOCK_BYTES)..end) {
-            let shift = usize::from(shifts[block_hash([a, b, c])]);
-            if shift == 0 {
-                let start = end - self.window;
-                if let Some(needle) = self.needle_at(&hay[start..]) {
-                    return Some(start..start + needle.len());
+    /// Adds every hit there is, in no order, some of them more than once.
+    fn search(&self, hay: &[u8], hits: &mut Vec<Range<usize>>) {
+        if self.is_empty() {
+            return;
+        }
+        // Escapes before it were looked at.
+        let mut escapes_seen = 0;
+        let mut from = 0;
+        while let Some(sample) = self.samples.next(hay, from) {
+            // A hit that this sample is the first one in begins behind the sample before. If it is
+            // disguised, its first escape stands there too, or begins in the block at the latest...
+            let begin = (sample + 1).saturating_sub(self.samples.stride());
+            let mut end = sample + BLOCK_BYTES;
+            for place in self.samples.places_at(hay, sample) {
+                let needle = &self.needles[place.needle as usize];
+                let Some(start) = sample.checked_sub(place.before as usize) else {
+                    continue;
+                };
+                let both = needle.iter().zip(&hay[start..]);
+                let alike = both.take_while(|(one, other)| one == other).count();
+                if alike == needle.len() {
+                    hits.push(start..start + alike);
                 }
-                end += 1;
-            } else {
-                end += shift;
+                // ... or the block is part of what goes bare before the first escape.
+                end = end.max(start + alike + 1);
+            }
+            self.search_escapes(hay, escapes_seen.max(begin)..end.min(hay.len()), hits);
+            escapes_seen = escapes_seen.max(end);
+            from = sample + self.samples.stride();
+        }
+    }
+
+    /// Adds the secrets whose first escape stands in this range.
+    fn search_escapes(&self, hay: &[u8], range: Range<usize>, hits: &mut Vec<Range<usize>>) {
+        let [percent, backslash, ampersand] = INTRODUCERS;
+        let within = hay.get(range.clone()).unwrap_or_default();
+        // Where there is one there are more: to be called for each costs more than to look at each byte.
+        let Some(first) = memchr::memchr3(percent, backslash, ampersand, within) else {
+            return;
+        };
+        for at in range.start + first..range.end {
+            if INTRODUCERS.contains(&hay[at])
+                && let Some(&next) = hay.get(at + 1)
+                && self.samples.may_be_neighbours(hay[at], next)
+            {
+                self.search_escape(hay, at, hits);
             }
         }
-        None
     }
 
-    /// The first secret with an escape in it, of which that escape stands in `from..end`.
-    fn find_disguised(&self, hay: &[u8], from: usize, end: usize) -> Option<Range<usize>> {
-        if self.disguised.is_empty() {
-            return None;
-        }
-        let [percent, backslash, ampersand] = INTRODUCERS;
-        memchr::memchr3_iter(percent, backslash, ampersand, &hay[from..end])
-            .find_map(|at| self.disguised_at(hay, from, from + at))
-    }
-
-    /// A secret whose first escape stands at `at`, and which begins at `from` or later.
-    fn disguised_at(&self, hay: &[u8], from: usize, at: usize) -> Option<Range<usize>> {
+    /// Adds the secrets whose first escape stands at `at`.
+    #[inline(never)]
+    fn search_escape(&self, hay: &[u8], at: usize, hits: &mut Vec<Range<usize>>) {
         let escape = Escape::read(&hay[at..]);
         let readings = [escape.once, escape.twice];
         for (character, _) in readings.into_iter().flatten() {
-            // From the back: the hit that begins first.
             for &[index, place] in self.places.of(character) {
                 let (needle, place) = (&self.disguised[index as usize], place as usize);
-                if at - from >= place
-                    && hay[at - place..at] == needle[..place]
+                if hay[..at].ends_with(&needle[..place])
                     && let Disguise::Whole(length) = disguise(&needle[place..], &hay[at..])
                 {
-                    return Some(at - place..at + length);
+                    hits.push(at - place..at + length);
                 }
             }
         }
-        None
     }
 
     /// How many bytes at the end of `hay` could be the start of a hit that more input completes: the
@@ -229,16 +224,32 @@ impl Scrubber {
     }
 
     fn may_become_hit(&self, rest: &[u8]) -> bool {
-        let cut_off = |needle: &[u8]| disguise(needle, rest) == Disguise::CutOff;
-        if INTRODUCERS.contains(&rest[0]) && self.disguised.iter().any(|needle| cut_off(needle)) {
-            return true;
+        if let [first, second, ..] = *rest
+            && !self.samples.may_be_neighbours(first, second)
+        {
+            return false;
         }
+        let cut_off = |needle: &[u8]| disguise(needle, rest) == Disguise::CutOff;
         let beginnings = self.beginnings.of(rest[0]).iter();
-        beginnings.copied().any(|[index, is_disguised]| {
+        let may_be_bare = beginnings.copied().any(|[index, is_disguised]| {
             let needle = &self.needles[index as usize];
             rest.len() < needle.len() && needle.starts_with(rest)
                 || is_disguised == 1 && cut_off(needle)
-        })
+        });
+        if may_be_bare || !INTRODUCERS.contains(&rest[0]) {
+            return may_be_bare;
+        }
+        let escape = Escape::read(rest);
+        if escape.unfinished {
+            // Of any character.
+            return self.disguised.iter().any(|needle| cut_off(needle));
+        }
+        let readings = [escape.once, escape.twice].into_iter().flatten();
+        readings
+            .flat_map(|(character, _)| self.beginnings.of(character))
+            .any(|&[index, is_disguised]| {
+                is_disguised == 1 && cut_off(&self.needles[index as usize])
+            })
     }
 
     /// Bytes of the longest hit there can be, 0 if there is none.
@@ -259,14 +270,6 @@ impl Scrubber {
     #[must_use]
     pub fn needle_bytes_max(&self) -> usize {
         self.needles.first().map_or(0, |needle| needle.len())
-    }
-
-    #[inline(never)]
-    fn needle_at(&self, hay: &[u8]) -> Option<&[u8]> {
-        self.needles
-            .iter()
-            .find(|needle| hay.starts_with(needle))
-            .map(|needle| &needle[..])
     }
 }
 
@@ -492,29 +495,13 @@ fn base64_inner(secret: &[u8], offset: usize, last_two: [u8; 2]) -> Vec<u8> {
         .collect()
 }
 
-/// Where a block stands in the table of shifts. Blocks that share a place only make steps shorter.
-#[inline]
-fn block_hash([a, b, c]: [u8; BLOCK_BYTES]) -> usize {
-    let mixed = u32::from(a) << 10 ^ u32::from(b) << 5 ^ u32::from(c);
-    mixed as usize % BLOCKS
-}
-
 /// Bytes below which a needle is left out: it would be found everywhere and garble what passes.
-const NEEDLE_BYTES_MIN: usize = 4;
-
-/// Bytes that choose a step of the search. At most [`NEEDLE_BYTES_MIN`].
-const BLOCK_BYTES: usize = 3;
-
-/// Entries of the table of steps: small enough to stay in the first-level cache, large enough that
-/// the blocks of a dozen needles leave most of it empty.
-const BLOCKS: usize = 8192;
-
-/// Bytes of the search window, so that a step fits a byte. Longer needles are searched by their first
-/// bytes and compared whole.
-const WINDOW_BYTES_MAX: usize = 255;
+const NEEDLE_BYTES_MIN: usize = BLOCK_BYTES;
 
 #[cfg(test)]
 mod tests {
+    use std::sync::OnceLock;
+
     use super::*;
 
     fn scrubber(needles: &[&str]) -> Scrubber {
@@ -590,6 +577,233 @@ mod tests {
                 held,
                 "{needles:?} at the end of {hay:?}"
             );
+        }
+    }
+
+    /// What the search says, told by looking everywhere for everything.
+    fn naive_hits(scrubber: &Scrubber, hay: &[u8]) -> Vec<Range<usize>> {
+        let mut hits = Vec::new();
+        for start in 0..hay.len() {
+            let rest = &hay[start..];
+            let bare = scrubber.needles.iter().filter(|n| rest.starts_with(n));
+            hits.extend(bare.map(|needle| start..start + needle.len()));
+            for needle in &scrubber.disguised {
+                let alike = needle.iter().zip(rest).take_while(|(a, b)| a == b);
+                for place in 0..=alike.count().min(needle.len() - 1) {
+                    let escape = Escape::read(&rest[place.min(rest.len())..]);
+                    let readings = [escape.once, escape.twice].into_iter().flatten();
+                    let is_ours = readings.into_iter().any(|(read, _)| read == needle[place]);
+                    if is_ours
+                        && let Disguise::Whole(length) = disguise(&needle[place..], &rest[place..])
+                    {
+                        hits.push(start..start + place + length);
+                    }
+                }
+            }
+        }
+        hits
+    }
+
+    /// The least and the most that may be held back: what begins one of the forms that there are, and
+    /// what nothing is known to be wrong with.
+    fn naive_unfinished(scrubber: &Scrubber, hay: &[u8]) -> Range<usize> {
+        let line = hay.iter().rposition(|&byte| byte == b'\n');
+        let line = line.filter(|_| scrubber.ends_with_line);
+        let first = line.map_or(0, |at| at + 1);
+        let held_if = |may_become: &dyn Fn(&[u8]) -> bool| {
+            let start = (first..hay.len()).find(|&at| may_become(&hay[at..]));
+            start.map_or(0, |at| hay.len() - at)
+        };
+        let is_bare = |rest: &[u8]| {
+            let mut needles = scrubber.needles.iter();
+            needles.any(|needle| needle.len() > rest.len() && needle.starts_with(rest))
+        };
+        // What contains introducers itself can be read in several ways, of which one is taken.
+        let clear = |needle: &&Zeroizing<Vec<u8>>| !needle.iter().any(|b| INTRODUCERS.contains(b));
+        let least = held_if(&|rest| {
+            let mut disguised = scrubber.disguised.iter().filter(clear);
+            is_bare(rest) || disguised.any(|needle| begins_a_form(needle, rest))
+        });
+        let most = held_if(&|rest| {
+            let mut disguised = scrubber.disguised.iter();
+            is_bare(rest) || disguised.any(|needle| disguise(needle, rest) == Disguise::CutOff)
+        });
+        least..most + 1
+    }
+
+    /// Whether more input can make a form of the needle of this.
+    fn begins_a_form(needle: &[u8], input: &[u8]) -> bool {
+        let Some((&character, needle)) = needle.split_first() else {
+            return false;
+        };
+        spellings_of(character)
+            .iter()
+            .any(|spelling| match input.strip_prefix(&spelling[..]) {
+                Some([]) => !needle.is_empty(),
+                Some(rest) => begins_a_form(needle, rest),
+                None => spelling.starts_with(input),
+            })
+    }
+
+    /// The character itself, and all that stands for it.
+    fn spellings_of(character: u8) -> &'static [Vec<u8>] {
+        static ALL: OnceLock<Vec<Vec<Vec<u8>>>> = OnceLock::new();
+        let of = |character: u8| {
+            let mut all = vec![vec![character]];
+            escape::spellings(character, |spelling| all.push(spelling.to_vec()));
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        &ALL.get_or_init(|| (0..=255).map(of).collect())[usize::from(character)]
+    }
+
+    fn check_against_naive(scrubber: &Scrubber, hay: &[u8]) -> usize {
+        let naive = naive_hits(scrubber, hay);
+        let mut covered = vec![false; hay.len()];
+        for hit in &naive {
+            covered[hit.clone()].fill(true);
+        }
+        let mut hits = Vec::new();
+        scrubber.find_all(hay, &mut hits);
+        let mut found = vec![false; hay.len()];
+        for hit in &hits {
+            assert!(!found[hit.clone()].contains(&true), "{hits:?} overlap");
+            found[hit.clone()].fill(true);
+        }
+        let text = String::from_utf8_lossy(hay);
+        assert_eq!(found, covered, "{hits:?}, not {naive:?} in {text:?}");
+        let first = naive
+            .iter()
+            .min_by_key(|hit| (hit.start, usize::MAX - hit.end));
+        assert_eq!(scrubber.find(hay).as_ref(), first, "in {text:?}");
+        let rest = &hay[hits.last().map_or(0, |hit| hit.end)..];
+        let (held, naive) = (scrubber.unfinished(rest), naive_unfinished(scrubber, rest));
+        assert!(naive.contains(&held), "{held}, not {naive:?}, of {text:?}");
+        hits.len()
+    }
+
+    /// Short needles of few characters, introducers among them: everything overlaps and nearly fits.
+    #[test]
+    fn agrees_with_a_naive_search_for_escapes() {
+        let mut below = chance(0x853c_49e6_748f_ea9b);
+        let characters = b"aab%\\&/2\n";
+        let mut hits = 0;
+        for _ in 0..10_000 {
+            let mut text = |length: usize| -> Vec<u8> {
+                (0..length)
+                    .map(|_| characters[below(characters.len())])
+                    .collect()
+            };
+            let (first, second, bare) = (text(4), text(7), text(5));
+            let scrubber = Scrubber::of_secrets(&[&first], &[&second]);
+            let plain = Scrubber::new(&[&first, &bare]);
+            let mut hay = Vec::new();
+            for _ in 0..below(5) {
+                let from = [&first, &second, &bare][below(3)];
+                write_disguised(from, &mut below, &mut hay);
+            }
+            hits += check_against_naive(&scrubber, &hay);
+            check_against_naive(&plain, &hay);
+        }
+        assert!(hits > 3_000, "{hits}: the texts hold needles");
+    }
+
+    /// Keys as they are, whole, cut or with another character, between texts as they are.
+    #[test]
+    fn agrees_with_a_naive_search_for_keys() {
+        let mut below = chance(0xda3e_39cb_94b9_5bdb);
+        let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_/+=.\"&";
+        let mut hits = 0;
+        for _ in 0..300 {
+            let key = |below: &mut dyn FnMut(usize) -> usize| -> Vec<u8> {
+                let length = 16 + below(70);
+                (0..length)
+                    .map(|_| alphabet[below(alphabet.len())])
+                    .collect()
+            };
+            let keys: Vec<Vec<u8>> = (0..1 + below(3)).map(|_| key(&mut below)).collect();
+            let slices: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+            let scrubber = Scrubber::of_secrets(&slices, &[]);
+            for _ in 0..4 {
+                let mut hay = Vec::new();
+                for _ in 0..1 + below(4) {
+                    match below(6) {
+                        0 => hay.extend((0..below(90)).map(|_| below(256) as u8)),
+                        1 => hay.extend((0..below(90)).map(|_| alphabet[below(alphabet.len())])),
+                        2 => write_disguised(b"{\"a\": 1}, https://a/b", &mut below, &mut hay),
+                        kind => {
+                            let needles = &scrubber.needles;
+                            let mut needle = needles[below(needles.len())].to_vec();
+                            match below(4) {
+                                0 => needle.truncate(below(needle.len())),
+                                1 => {
+                                    let at = below(needle.len());
+                                    needle[at] ^= 1;
+                                }
+                                _ => {}
+                            }
+                            if kind == 3 {
+                                hay.extend_from_slice(&needle);
+                            } else {
+                                write_disguised(&needle, &mut below, &mut hay);
+                            }
+                        }
+                    }
+                }
+                if below(3) == 0 {
+                    hay.truncate(below(hay.len() + 1));
+                }
+                hits += check_against_naive(&scrubber, &hay);
+            }
+        }
+        assert!(hits > 300, "{hits}: the texts hold keys");
+    }
+
+    /// One character escaped, in each way, at each place, and at each distance from the samples; of a key
+    /// longer than what samples are of, too.
+    #[test]
+    fn one_escape_is_found_wherever_the_samples_stand() {
+        for key in [
+            &b"sk-0123/abcdef+XYZ=="[..],
+            b"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJhcGkiLCJzdWIiOiJjYWxsZXItMDAwMSJ9.Qm9keVRleHQtMDEyMw",
+        ] {
+            let scrubber = Scrubber::of_secrets(&[key], &[]);
+            for place in 0..key.len() {
+                for spelling in spellings_of(key[place]) {
+                    let disguised = [&key[..place], spelling, &key[place + 1..]].concat();
+                    for before in 0..=scrubber.samples.stride() {
+                        let mut text = vec![b'\n'; before];
+                        text.extend_from_slice(&disguised);
+                        let hit = Some(before..text.len());
+                        assert_eq!(scrubber.find(&text), hit, "{before} before {disguised:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Numbers below a bound, the same ones each time.
+    fn chance(seed: u64) -> impl FnMut(usize) -> usize {
+        let mut state = seed;
+        move |bound| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 33) as usize % bound
+        }
+    }
+
+    /// Writes `text` with none, some or all of its characters escaped, in any way.
+    fn write_disguised(text: &[u8], below: &mut dyn FnMut(usize) -> usize, out: &mut Vec<u8>) {
+        let bare_of_four = below(5);
+        for &character in text {
+            if below(4) < bare_of_four {
+                out.push(character);
+            } else {
+                let spellings = spellings_of(character);
+                out.extend_from_slice(&spellings[below(spellings.len())]);
+            }
         }
     }
 

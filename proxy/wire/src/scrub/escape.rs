@@ -25,6 +25,15 @@ pub(super) const INTRODUCERS: [u8; 3] = [b'%', b'\\', b'&'];
 /// Bytes of the longest escape that is known.
 pub(super) const ESCAPE_BYTES_MAX: usize = 6;
 
+/// HTML's names of characters, as far as writers of documents use them for ASCII.
+const NAMES: [(u8, &[u8]); 5] = [
+    (b'&', b"amp"),
+    (b'<', b"lt"),
+    (b'>', b"gt"),
+    (b'"', b"quot"),
+    (b'\'', b"apos"),
+];
+
 impl Escape {
     /// Reads the escape that `input` begins with, if it does.
     #[inline]
@@ -94,16 +103,12 @@ impl Escape {
             return Self::cut_off(&input[1..], ESCAPE_BYTES_MAX - 1, plausible);
         };
         let value = match &shown[1..end] {
-            b"amp" => Some(b'&'),
-            b"lt" => Some(b'<'),
-            b"gt" => Some(b'>'),
-            b"quot" => Some(b'"'),
-            b"apos" => Some(b'\''),
             [b'#', b'x' | b'X', digits @ ..] => hex(digits, digits.len()),
-            [b'#', digits @ ..] => core::str::from_utf8(digits)
-                .ok()
-                .and_then(|digits| digits.parse().ok()),
-            _ => None,
+            [b'#', digits @ ..] => decimal(digits),
+            name => NAMES
+                .iter()
+                .find(|(_, known)| *known == name)
+                .map(|(character, _)| *character),
         };
         Self {
             once: value.map(|value| (value, end + 1)),
@@ -120,12 +125,63 @@ impl Escape {
     }
 }
 
-/// The ASCII character that this many hexadecimal digits name.
+/// Every way of writing this character that [`Escape::read`] undoes, some of them more than once.
+pub(super) fn spellings(character: u8, mut note: impl FnMut(&[u8])) {
+    let mut write = |parts: &[&[u8]]| {
+        let mut text = [0; ESCAPE_BYTES_MAX];
+        let mut end = 0;
+        for part in parts {
+            text[end..end + part.len()].copy_from_slice(part);
+            end += part.len();
+        }
+        note(&text[..end]);
+    };
+    let (high, low) = (usize::from(character >> 4), usize::from(character & 15));
+    for digits in [b"0123456789abcdef", b"0123456789ABCDEF"] {
+        for other_digits in [b"0123456789abcdef", b"0123456789ABCDEF"] {
+            let pair = &[digits[high], other_digits[low]];
+            for before in [&b"%"[..], b"%25", b"\\x", b"\\u00"] {
+                write(&[before, pair]);
+            }
+            for before in [b"&#x", b"&#X"] {
+                write(&[before, pair, b";"]);
+                if high == 0 {
+                    write(&[before, &pair[1..], b";"]);
+                }
+                if character == 0 {
+                    write(&[before, b";"]);
+                }
+            }
+        }
+    }
+    if character.is_ascii_punctuation() {
+        write(&[b"\\", &[character]]);
+    }
+    let decimal = [100, 10, 1].map(|unit| b'0' + character / unit % 10);
+    let zeros = decimal.iter().take_while(|digit| **digit == b'0').count();
+    for skipped in 0..=zeros.min(2) {
+        write(&[b"&#", &decimal[skipped..], b";"]);
+    }
+    for (_, name) in NAMES.iter().filter(|(named, _)| *named == character) {
+        write(&[b"&", name, b";"]);
+    }
+}
+
+/// The character that this many hexadecimal digits name, if it is one of a byte.
+#[inline]
 fn hex(input: &[u8], digits: usize) -> Option<u8> {
     let value = input.get(..digits)?.iter().try_fold(0u32, |value, &byte| {
         Some(value << 4 | char::from(byte).to_digit(16)?)
     })?;
     u8::try_from(value).ok()
+}
+
+/// The same for decimal digits, of which there is at least one.
+fn decimal(digits: &[u8]) -> Option<u8> {
+    let value = digits.iter().try_fold(0u32, |value, &byte| {
+        Some(10 * value + char::from(byte).to_digit(10)?)
+    })?;
+    u8::try_from(value).ok().filter(|_| !digits.is_empty())
 }
 
 #[cfg(test)]
@@ -163,6 +219,8 @@ mod tests {
             ("&#47;", Some((b'/', 5)), None, false),
             ("&#x2F;", Some((b'/', 6)), None, false),
             ("&#300;", None, None, false),
+            ("&#+47;", None, None, false),
+            ("&#;", None, None, false),
             ("&nbsp;", None, None, false),
             ("&am", None, None, true),
             ("&", None, None, true),
@@ -178,6 +236,63 @@ mod tests {
             };
             assert_eq!(read(input), expected, "{input}");
         }
+    }
+
+    /// Every spelling is read, and whatever is read is a spelling: of texts of up to six bytes that an
+    /// introducer begins, all that could be escapes.
+    #[test]
+    fn spellings_are_what_is_read() {
+        let mut known = std::collections::HashSet::new();
+        for character in 0..=255 {
+            spellings(character, |spelling| {
+                let escape = Escape::read(spelling);
+                let whole = Some((character, spelling.len()));
+                assert!(
+                    escape.once == whole || escape.twice == whole,
+                    "{spelling:?}"
+                );
+                known.insert((character, spelling.to_vec()));
+            });
+        }
+        let mut seen = std::collections::HashSet::new();
+        let mut check = |text: &[u8]| {
+            let escape = Escape::read(text);
+            for (character, length) in [escape.once, escape.twice].into_iter().flatten() {
+                let read = (character, text[..length].to_vec());
+                assert!(known.contains(&read), "{text:?}");
+                seen.insert(read);
+            }
+        };
+        // All texts with this beginning, and so many more bytes of the alphabet.
+        fn texts(text: &mut Vec<u8>, more: usize, alphabet: &[u8], check: &mut impl FnMut(&[u8])) {
+            check(text);
+            if more > 0 {
+                for &byte in alphabet {
+                    text.push(byte);
+                    texts(text, more - 1, alphabet, check);
+                    text.pop();
+                }
+            }
+        }
+        let all: Vec<u8> = (0..=255).collect();
+        texts(&mut b"%".to_vec(), 2, &all, &mut check);
+        texts(&mut b"%25".to_vec(), 2, &all, &mut check);
+        texts(&mut b"\\".to_vec(), 1, &all, &mut check);
+        texts(&mut b"\\x".to_vec(), 2, &all, &mut check);
+        texts(
+            &mut b"\\u0".to_vec(),
+            3,
+            b"0123456789abcdefABCDEFgG+ ",
+            &mut check,
+        );
+        texts(
+            &mut b"&#".to_vec(),
+            4,
+            b"0123456789abcdefABCDEFxX+;",
+            &mut check,
+        );
+        texts(&mut b"&".to_vec(), 5, b"ampltgquos;#", &mut check);
+        assert_eq!(seen.len(), known.len());
     }
 
     /// What is cut off is called unfinished: otherwise a border between two reads would hide it.

@@ -60,13 +60,14 @@ const DICTIONARY: &[&[u8]] = &[
 
 #[test]
 fn seeds_and_mutations_hold_every_property() {
-    let targets: [(&str, Body); 8] = [
+    let targets: [(&str, Body); 9] = [
         ("head", bodies::head),
         ("framing", bodies::framing),
         ("chunked", bodies::chunked),
         ("rewrite", bodies::rewrite),
         ("target", bodies::target),
         ("inspect", bodies::inspect),
+        ("search", bodies::search),
         ("sieve", bodies::sieve),
         ("frames", bodies::frames),
     ];
