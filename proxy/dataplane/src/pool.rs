@@ -73,6 +73,9 @@ struct Bucket {
     turn: usize,
     /// The upstream as it was last used, for keeping connections warm.
     upstream: Option<Arc<Upstream>>,
+    /// Its `connections_max`, which holds for as long as somebody waits, whether a route still leads
+    /// here or not. `None` before the first lease.
+    connections_max: Option<usize>,
     warming: bool,
     /// Pause after an attempt to warm it that failed, doubled by each.
     warm_pause_ms: u64,
@@ -387,9 +390,7 @@ impl Bucket {
     }
 
     fn connections_max(&self) -> usize {
-        self.upstream
-            .as_ref()
-            .map_or(usize::MAX, |upstream| upstream.limits.connections_max)
+        self.connections_max.unwrap_or(usize::MAX)
     }
 
     /// Gives a connection that comes back to the first in line.
@@ -486,6 +487,7 @@ pub async fn lease(
             .is_none_or(|known| !Arc::ptr_eq(known, upstream))
         {
             bucket.upstream = Some(Arc::clone(upstream));
+            bucket.connections_max = Some(upstream.limits.connections_max);
         }
         while purpose == Purpose::Request
             && let Some(mut idle) = bucket.idle.pop_back()

@@ -235,6 +235,35 @@ fn who_waits_gets_the_next_connection() {
     });
 }
 
+/// Whose route is taken away while they wait are served still, and no more of them at a time.
+#[test]
+fn a_route_that_is_gone_lets_nobody_in_past_the_limit() {
+    on_each_driver(async || {
+        let world = World::new(UpstreamLimits {
+            connections_max: 1,
+            queue_max: 2,
+            queue_timeout: Duration::from_secs(30),
+            ..limits()
+        });
+        let held = world.leased().await;
+        let served = Rc::new(Cell::new(0));
+        for _ in 0..2 {
+            let (core, upstream) = (Rc::clone(&world.core), Arc::clone(&world.upstream));
+            let served = Rc::clone(&served);
+            rt::spawn(async move {
+                let lease = lease(&core, KEY, &upstream, Purpose::Request, CALLER).await;
+                served.set(served.get() + 1);
+                drop(lease.expect("its turn comes"));
+            });
+        }
+        until(|| world.counted(Counter::upstream_queued) == 2).await;
+        world.core.pool.retain(|_| false);
+        drop(held);
+        world.assert_places(1, 0);
+        until(|| served.get() == 2).await;
+    });
+}
+
 /// A connection that comes back serves those who wait for its own key, however long others wait.
 #[test]
 fn nobody_waits_into_another_key_s_connection() {
