@@ -931,6 +931,26 @@ pub fn cut(fd: RawFd, receiving_only: bool) {
     unsafe { libc::shutdown(fd, how) };
 }
 
+/// Ends a connection with a reset at once, and with it whatever is in flight. The descriptor stays
+/// open. A shutdown would send FIN, which whoever reads late could take for an answer's end.
+pub fn abort(fd: RawFd) {
+    #[cfg(test)]
+    if let Some(world) = simulated::World::current() {
+        return world.abort(fd);
+    }
+    // connect(2): AF_UNSPEC dissolves what the socket is connected with; tcp(7) resets it.
+    let nowhere = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sa_data: [0; 14],
+    };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: `nowhere` outlives the call and is as long as said; the caller holds the socket open.
+    let dissolved = unsafe { libc::connect(fd, &raw const nowhere, length) };
+    if dissolved != 0 {
+        cut(fd, false);
+    }
+}
+
 /// Sends FIN; what was sent before still arrives.
 pub fn finish_sending(fd: RawFd) {
     #[cfg(test)]

@@ -178,7 +178,8 @@ impl Tick {
             if slot.send_due.get() <= now {
                 slot.send_due.set(NEVER);
                 slot.send_late.set(true);
-                rt::cut(slot.fd, false);
+                // What it sends is not finished, and must not look so: no FIN.
+                rt::abort(slot.fd);
             }
             if draining && slot.idle_from.get() <= now {
                 rt::cut(slot.fd, true);

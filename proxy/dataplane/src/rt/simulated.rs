@@ -444,6 +444,15 @@ impl World {
         }
     }
 
+    pub(super) fn abort(&self, fd: RawFd) {
+        if let Some(end) = self.socket(fd) {
+            end.resets.set(true);
+            end.outbound().0.borrow_mut().is_finished = true;
+            end.inbound().shut();
+            end.outbound().wake_all();
+        }
+    }
+
     pub(super) fn finish_sending(&self, fd: RawFd) {
         if let Some(end) = self.socket(fd) {
             end.finish();

@@ -87,11 +87,9 @@ fn a_late_send_times_out() {
         assert_eq!(kind(sent), io::ErrorKind::TimedOut);
         assert!(outgoing.bytes_sent() < much.len() as u64);
         assert!(ours.watch().is_send_late() && !ours.watch().is_recv_late());
-        // Both directions are cut, and what had left arrives.
-        let arrived = elsewhere(move || read_all(&mut peer)).await;
-        let arrived = arrived.expect("a clean end of what was sent");
-        assert!(much.starts_with(&arrived));
-        assert!(arrived.len() < much.len());
+        // Both directions are cut, and whoever reads on does not see an end.
+        let end = elsewhere(move || read_all(&mut peer)).await;
+        assert_eq!(kind(end.map(drop)), io::ErrorKind::ConnectionReset);
     });
 }
 
