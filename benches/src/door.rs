@@ -55,6 +55,7 @@ impl Ledger {
             route: Some(&route.name),
             caller: route.callers.rule(),
             identified_by: "address",
+            token_version: None,
             client: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
             client_port: 54_321,
             host: HOST,

@@ -111,6 +111,7 @@ pub fn caller(server_name: &str) -> Caller<'_> {
         address: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
         server_name: Some(server_name),
         tls: true,
+        identity: None,
     }
 }
 
@@ -164,6 +165,7 @@ fn route(shared: &Shared, path: &str) -> Route {
         path: path.as_bytes().into(),
         methods: Vec::new(),
         callers: Callers::Open,
+        denied: Vec::new(),
         upstream: Arc::clone(&shared.upstream),
         credential: Some((CredentialId(1), Arc::clone(&shared.credential))),
         upstream_path: None,
@@ -220,6 +222,7 @@ fn snapshot(hosts: impl IntoIterator<Item = (String, Vec<String>)>) -> Snapshot 
         name: LISTENER.into(),
         addresses: Vec::new(),
         tls: true,
+        proxies: Vec::new(),
         unknown_sni: UnknownSni::Refuse,
     };
     Snapshot::new(

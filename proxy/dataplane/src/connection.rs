@@ -2,13 +2,16 @@
 //! between two of them perhaps the way to another core.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use handoff::Counter;
-use policy::Caller;
+use policy::access::contains;
+use policy::{Caller, Identity};
+use wire::proxy_header::{NotAProxyHeader, ProxyHeader};
 
 use crate::balance::Activity;
 use crate::core::Core;
@@ -56,18 +59,22 @@ pub struct Carried {
 pub struct Peer {
     /// The listener that accepted it.
     pub listener: Arc<str>,
-    pub address: IpAddr,
+    /// Where it is: its own address, or what a load balancer in front has said.
+    pub client: SocketAddr,
     pub server_name: Option<Box<str>>,
     pub tls: bool,
+    /// What its certificate says, where one was asked for and shown.
+    pub identity: Option<Box<Identity>>,
 }
 
 impl Peer {
     /// The same in policy's words.
     pub fn caller(&self) -> Caller<'_> {
         Caller {
-            address: self.address,
+            address: self.client.ip(),
             server_name: self.server_name.as_deref(),
             tls: self.tls,
+            identity: self.identity.as_deref(),
         }
     }
 }
@@ -101,6 +108,7 @@ pub async fn serve(core: &Rc<Core>, arrival: Arrival) -> Option<Departure> {
             (carried.peer, Pace::of_moved(core))
         }
     };
+    let client = peer.client;
     let goes_to = {
         let draft = Draft::new(Arc::clone(&peer.listener), client);
         draft.borrow_mut().server_name.clone_from(&peer.server_name);
@@ -147,22 +155,62 @@ async fn greet(
     let settings = view.listeners.iter().find(|known| known.name == listener)?;
     let mut peer = Peer {
         listener,
-        address: client.ip(),
+        client,
         server_name: None,
         tls: settings.tls,
+        identity: None,
     };
+    let limit = view.limits.handshake_timeout;
+    if contains(&settings.proxies, client.ip()) {
+        match behind_proxy(down, limit).await {
+            Ok(Some(source)) => {
+                peer.client = SocketAddr::new(Caller::canonical(source.ip()), source.port());
+            }
+            // The load balancer's own connection.
+            Ok(None) => {}
+            Err(error) => {
+                core.count(Counter::connections_refused_proxy);
+                tracing::debug!(listener = &*peer.listener, client = %client.ip(), "no PROXY protocol header: {error}");
+                return None;
+            }
+        }
+    }
     if settings.tls {
-        let limit = view.limits.handshake_timeout;
         // Boxed: a handshake's state is large and short-lived.
         match Box::pin(tls::accept(core, &view, settings, down, limit)).await {
-            Ok(accepted) => peer.server_name = Some(accepted.server_name),
+            Ok(accepted) => {
+                peer.server_name = Some(accepted.server_name);
+                peer.identity = accepted.identity;
+            }
             Err(error) => {
-                tracing::debug!(listener = &*peer.listener, client = %peer.address, "handshake failed: {error}");
+                tracing::debug!(listener = &*peer.listener, client = %peer.client.ip(), "handshake failed: {error}");
                 return None;
             }
         }
     }
     Some(peer)
+}
+
+/// What a load balancer says of the connection, in front of everything else.
+async fn behind_proxy(down: &mut Transport, limit: Duration) -> io::Result<Option<SocketAddr>> {
+    down.watch().recv_within(limit);
+    let header = async {
+        loop {
+            let parsed = down.take_raw(|bytes| match ProxyHeader::parse(bytes) {
+                Ok(ProxyHeader::Complete { length, source }) => (length, Ok(Some(source))),
+                Ok(ProxyHeader::Partial) => (0, Ok(None)),
+                Err(error) => (0, Err(error)),
+            });
+            match parsed {
+                Ok(Some(source)) => return Ok(source),
+                Ok(None) => down.recv_raw(|_| ()).await?,
+                Err(NotAProxyHeader) => return Err(io::ErrorKind::InvalidData.into()),
+            }
+        }
+    };
+    let header = header.await;
+    down.watch().recv_done();
+    header
 }
 
 /// How a connection's exchanges follow each other.

@@ -147,7 +147,11 @@ pub async fn run(
         }
     };
     let route = permit.route();
-    draft.borrow_mut().route = Some(permit.index());
+    {
+        let mut draft = draft.borrow_mut();
+        draft.route = Some(permit.index());
+        draft.admitted = Some(permit.admitted());
+    }
     if let BodyFraming::Length(length) = framing
         && length > route.body_bytes_max
     {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use handoff::{Counter, Counters, Lane, lane::Batch};
 use policy::audit::AuditRecord;
 use policy::snapshot::RouteIndex;
-use policy::{Denial, Refuser};
+use policy::{Admitted, Denial, Refuser};
 use wire::rewrite::Plan;
 
 use crate::core::View;
@@ -42,6 +42,8 @@ pub struct Draft {
     pub unix_ms: u64,
     pub view: Option<View>,
     pub route: Option<RouteIndex>,
+    /// How the caller was recognised; there is one as soon as there is a route.
+    pub admitted: Option<Admitted>,
     pub denied_on: Option<Box<str>>,
     pub method: String,
     pub host: String,
@@ -75,6 +77,7 @@ impl Draft {
             unix_ms: 0,
             view: None,
             route: None,
+            admitted: None,
             denied_on: None,
             method: String::new(),
             host: String::new(),
@@ -105,6 +108,7 @@ impl Draft {
         push_id(&mut self.request_id, instance, core, number);
         self.view = Some(view);
         self.route = None;
+        self.admitted = None;
         self.denied_on = None;
         self.method.clear();
         self.host.clear();
@@ -135,6 +139,7 @@ impl Draft {
         let route = self
             .route
             .and_then(|index| snapshot.map(|snapshot| snapshot.route(index)));
+        let admitted = self.admitted.zip(route.map(|route| &route.callers));
         let upstream = route.map(|route| &route.upstream);
         let credential = route
             .filter(|_| self.injected)
@@ -148,8 +153,9 @@ impl Draft {
             route: route
                 .map(|route| &*route.name)
                 .or(self.denied_on.as_deref()),
-            caller: route.map_or("unknown", |route| route.callers.rule()),
-            identified_by: "address",
+            caller: admitted.map_or("unknown", |(admitted, callers)| admitted.name(callers)),
+            identified_by: admitted.map_or("address", |(admitted, _)| admitted.identified_by()),
+            token_version: admitted.and_then(|(admitted, callers)| admitted.token_version(callers)),
             client: self.client.ip(),
             client_port: self.client.port(),
             host: if self.host.is_empty() {

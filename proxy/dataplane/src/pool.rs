@@ -705,8 +705,8 @@ async fn open(
             // RFC 9112, 9.2: what comes before a request is no answer. A server may send with its
             // own flight of the handshake (RFC 8446, 4.4.4); nothing else can have arrived yet,
             // since tickets wait for our flight.
-            Ok(()) if connection.incoming().has_leftover() => return Err(LeaseError::Unasked),
-            Ok(()) => {
+            Ok(_) if connection.incoming().has_leftover() => return Err(LeaseError::Unasked),
+            Ok(_) => {
                 trial.succeed();
                 return Ok((connection, address));
             }

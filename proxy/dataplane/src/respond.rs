@@ -90,11 +90,17 @@ pub async fn answer(
         .map(|methods| format!("Allow: {methods}\r\n"))
         .unwrap_or_default();
     let head = format!(
-        "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\nClaviger-Answer: {refuser}; reason={reason}\r\nClaviger-Request-Id: {request_id}\r\n{retry_after}{allow}{close}\r\n",
+        "HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nCache-Control: no-store\r\nClaviger-Answer: {refuser}; reason={reason}\r\nClaviger-Request-Id: {request_id}\r\n{retry_after}{allow}{challenge}{close}\r\n",
         status = problem.status,
         length = body.len(),
         refuser = problem.refuser.as_str(),
         reason = problem.reason,
+        // RFC 9110, section 15.5.2: a 401 says how to prove oneself.
+        challenge = if problem.status == 401 {
+            "WWW-Authenticate: Bearer realm=\"claviger\"\r\n"
+        } else {
+            ""
+        },
         close = if close { "Connection: close\r\n" } else { "" },
     );
     let body = if is_head { "" } else { &body };
@@ -127,6 +133,7 @@ pub async fn linger(down: &mut Transport) {
 fn title(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::kernel::KernelConnection;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, UnbufferedStatus};
 use rustls::{
@@ -164,6 +164,19 @@ impl Handshake {
             // What waits to be sent comes before anything is read.
             if !matches!(self.step(&mut [], out), (_, Ok(Step::Again))) {
                 return;
+            }
+        }
+    }
+
+    /// The certificate that a caller has shown, verified by its virtual host's rules.
+    pub fn client_certificate(&self) -> Option<CertificateDer<'static>> {
+        match &self.side {
+            Handshaking::Client(_) => None,
+            #[cfg(test)]
+            Handshaking::Simulated(_) => None,
+            Handshaking::Server(connection) => {
+                let shown = connection.peer_certificates()?.first()?;
+                Some(shown.clone().into_owned())
             }
         }
     }

@@ -471,6 +471,7 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         path: b"/"[..].into(),
         methods: Vec::new(),
         callers: Callers::Open,
+        denied: Vec::new(),
         upstream,
         credential: Some((CredentialId(1), Arc::new(credential()))),
         upstream_path: None,
@@ -499,6 +500,7 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         name: name.into(),
         addresses: Vec::new(),
         tls,
+        proxies: Vec::new(),
         unknown_sni: UnknownSni::Refuse,
     };
     Snapshot::new(

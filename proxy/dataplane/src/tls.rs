@@ -6,9 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use handoff::Counter;
-use policy::{Listener, Snapshot, UnknownSni};
-use rustls::server::Acceptor;
+use policy::{Identity, Listener, Snapshot, UnknownSni};
+use rustls::pki_types::CertificateDer;
+use rustls::server::{Accepted as ClientHelloRead, AcceptedAlert, Acceptor};
 use rustls::{AlertDescription, ServerConfig};
+use webpki::EndEntityCert;
 
 use crate::core::Core;
 use crate::session::Handshake;
@@ -22,6 +24,8 @@ pub struct Accepted {
     /// The server name that was asked for, in lower case; or that of the host
     /// which the listener serves when it was absent or unknown.
     pub server_name: Box<str>,
+    /// What the caller's certificate says, if it has shown one.
+    pub identity: Option<Box<Identity>>,
 }
 
 /// Serves a caller's handshake within `limit`.
@@ -71,22 +75,16 @@ async fn handshake(
     connection: &mut Transport,
 ) -> io::Result<Accepted> {
     let mut acceptor = Acceptor::default();
+    // Behind a load balancer's header it may have come already.
+    let mut heard = connection.take_raw(|bytes| (0, hear(&mut acceptor, bytes)))?;
     let accepted = loop {
-        // rustls takes 4 KiB at a time; a ClientHello may be larger than that.
-        let heard = connection
-            .recv_raw(|mut bytes| {
-                loop {
-                    acceptor.read_tls(&mut bytes)?;
-                    match acceptor.accept() {
-                        Ok(None) if !bytes.is_empty() => {}
-                        heard => return io::Result::Ok(heard),
-                    }
-                }
-            })
-            .await??;
         match heard {
             Ok(Some(accepted)) => break accepted,
-            Ok(None) => {}
+            Ok(None) => {
+                heard = connection
+                    .recv_raw(|bytes| hear(&mut acceptor, bytes))
+                    .await??;
+            }
             Err((error, mut alert)) => {
                 let mut bytes = Vec::new();
                 alert.write_all(&mut bytes)?;
@@ -111,8 +109,40 @@ async fn handshake(
     // The host is known now, and the ClientHello is read once more, by its rules.
     drop(accepted);
     let handshake = Handshake::server(config).map_err(io::Error::other)?;
-    connection.handshake(handshake).await?;
-    Ok(Accepted { server_name })
+    let certificate = connection.handshake(handshake).await?;
+    let identity = match &certificate {
+        None => None,
+        Some(certificate) => Some(Box::new(identity_of(certificate)?)),
+    };
+    Ok(Accepted {
+        server_name,
+        identity,
+    })
+}
+
+/// What has come of a ClientHello.
+type Heard = Result<Option<ClientHelloRead>, (rustls::Error, AcceptedAlert)>;
+
+fn hear(acceptor: &mut Acceptor, mut bytes: &[u8]) -> io::Result<Heard> {
+    while !bytes.is_empty() {
+        // rustls takes 4 KiB at a time; a ClientHello may be larger than that.
+        acceptor.read_tls(&mut bytes)?;
+        match acceptor.accept() {
+            Ok(None) => {}
+            heard => return Ok(heard),
+        }
+    }
+    Ok(Ok(None))
+}
+
+/// The names of a certificate that was verified.
+fn identity_of(certificate: &CertificateDer<'_>) -> io::Result<Identity> {
+    let certificate = EndEntityCert::try_from(certificate)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    Ok(Identity::new(
+        certificate.valid_dns_names(),
+        certificate.valid_uri_names(),
+    ))
 }
 
 /// The configuration for a server name on a listener, and the name that it stands for.

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
+use rustls::pki_types::CertificateDer;
 
 use crate::buffer::{FreeList, RECV_BYTES, RECV_BYTES_SMALL};
 use crate::record;
@@ -133,6 +134,15 @@ impl Transport {
         self.split().1
     }
 
+    /// Shows what was received before there is a session, and forgets as much of it as
+    /// `look` says.
+    pub fn take_raw<R>(&mut self, look: impl FnOnce(&[u8]) -> (usize, R)) -> R {
+        let inner = self.inner.get_mut();
+        let (used, result) = look(&inner.inbox[inner.inbox_at..]);
+        inner.inbox_at += used;
+        result
+    }
+
     /// Receives once, before there is a session, and shows what has arrived. The
     /// bytes stay, for the handshake that follows.
     ///
@@ -140,7 +150,8 @@ impl Transport {
     /// `UnexpectedEof` is a peer that left; `InvalidData` one that sends more than the
     /// largest buffer holds.
     pub async fn recv_raw<R>(&mut self, look: impl FnOnce(&[u8]) -> R) -> io::Result<R> {
-        let before = self.inner.get_mut().inbox.len();
+        let inner = self.inner.get_mut();
+        let before = inner.inbox.len() - inner.inbox_at;
         if self.incoming().recv_once(Room::Small).await? == Filled::End {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -153,11 +164,15 @@ impl Transport {
         self.buffers.give_send(buffer);
     }
 
-    /// Makes a TLS handshake; from then on the bytes are those of its session.
+    /// Makes a TLS handshake; from then on the bytes are those of its session. Returns
+    /// the certificate that a caller has shown, if it has.
     ///
     /// # Errors
     /// `InvalidData` wraps a [`rustls::Error`]; `UnexpectedEof` is a peer that left.
-    pub async fn handshake(&mut self, handshake: Handshake) -> io::Result<()> {
+    pub async fn handshake(
+        &mut self,
+        handshake: Handshake,
+    ) -> io::Result<Option<CertificateDer<'static>>> {
         // Out of the future: it is large, and short-lived.
         let mut handshake = Box::new(handshake);
         loop {
@@ -178,12 +193,14 @@ impl Transport {
                 }
             }
         }
+        let certificate = handshake.client_certificate();
         let session = handshake.into_session().map_err(invalid)?;
         self.inner.get_mut().tls = Some(Box::new(session));
         self.incoming().release();
         // A server's ticket too: it carries the acknowledgement without which a caller
         // that gathers small segments (Nagle) holds its first request back for 40 ms.
-        self.outgoing().flush_once().await
+        self.outgoing().flush_once().await?;
+        Ok(certificate)
     }
 
     /// Takes over the session that [`dismantle`](Self::dismantle) gave on another core.

@@ -36,6 +36,8 @@ counters! {
     connections_evicted,
     /// Attempts to accept a connection that failed for want of descriptors or memory.
     accepts_failed,
+    /// Connections of a load balancer that did not begin with a PROXY protocol header.
+    connections_refused_proxy,
     /// TLS handshakes with callers that were completed.
     handshakes,
     /// Of these, resumed sessions.

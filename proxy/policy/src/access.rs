@@ -1,13 +1,20 @@
 //! [`Caller`] and [`Callers`]: who asks, and who may.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
+use wire::head::RequestHead;
+
+use crate::proof::{Identity, Presented, Proofs, Token};
+use crate::route::Route;
+use crate::verdict::Denial;
 
 /// Who sent a request, as far as it is known without trusting the request.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// The peer's address, IPv4-mapped IPv6 already turned into IPv4.
+    /// The peer's address, IPv4-mapped IPv6 already turned into IPv4. Behind a load
+    /// balancer that is trusted to say so (PROXY protocol) it is what that one said.
     pub address: IpAddr,
     /// The server name of the TLS handshake, in lower case; `None` on a
     /// clear-text listener, or where the listener serves callers without SNI.
@@ -15,6 +22,9 @@ pub struct Caller<'a> {
     /// Whether the connection is TLS: then the virtual host was chosen by the
     /// handshake, and the request must agree with it.
     pub tls: bool,
+    /// What the client certificate says that the handshake has verified; `None`
+    /// where none was asked for or none was shown.
+    pub identity: Option<&'a Identity>,
 }
 
 impl Caller<'_> {
@@ -32,26 +42,199 @@ pub enum Callers {
     Open,
     /// Peers in these networks. `0.0.0.0/0` is possible, but must be written.
     Networks(Vec<IpNet>),
+    /// Those of the networks, and those who prove to be one of the named callers.
+    Named {
+        /// Whoever comes from there needs no proof.
+        networks: Vec<IpNet>,
+        /// Tried in this order.
+        callers: Vec<Arc<NamedCaller>>,
+    },
+}
+
+/// A caller that the configuration knows by name: `[caller.NAME]`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NamedCaller {
+    /// On the audit trail, and in metrics.
+    pub name: Box<str>,
+    /// Where it calls from. Empty: that is no part of the proof.
+    pub networks: Vec<IpNet>,
+    /// What it may show; several are valid at once while one takes over from
+    /// another. Empty: that is no part of the proof.
+    pub tokens: Vec<Token>,
+    /// Names of which its certificate must have one. Empty: that is no part of the proof.
+    pub certificates: Vec<CertificateName>,
+    /// Whether all kinds of proof that are listed are needed, or one of them.
+    pub require: Require,
+}
+
+/// How the kinds of proof of one caller combine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Require {
+    /// Each kind that is listed.
+    #[default]
+    All,
+    /// One of them.
+    Any,
+}
+
+/// A name that a certificate may have (RFC 5280, section 4.2.1.6).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CertificateName {
+    /// A dNSName, compared without regard to letter case. No wildcards: a certificate
+    /// for `*.example.com` is not that of `a.example.com` here.
+    Dns(Box<str>),
+    /// A uniformResourceIdentifier, compared byte for byte, such as a SPIFFE ID.
+    Uri(Box<str>),
+}
+
+impl CertificateName {
+    /// `spiffe://...` and whatever else has a scheme is a URI, the rest a host name.
+    pub fn new(text: &str) -> Self {
+        if text.contains("://") {
+            CertificateName::Uri(text.into())
+        } else {
+            CertificateName::Dns(text.to_ascii_lowercase().into())
+        }
+    }
+
+    fn is_of(&self, identity: &Identity) -> bool {
+        match self {
+            CertificateName::Dns(name) => identity.has_dns_name(name),
+            CertificateName::Uri(uri) => identity.has_uri(uri),
+        }
+    }
+}
+
+/// How a caller was let in. Says what the audit trail says, and holds no proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted {
+    /// Which of a route's named callers; `None` by its networks alone.
+    caller: Option<usize>,
+    /// Which of its tokens.
+    token: Option<usize>,
+    proofs: Proofs,
+}
+
+impl Admitted {
+    const BY_ADDRESS: Admitted = Admitted {
+        caller: None,
+        token: None,
+        proofs: Proofs::ADDRESS,
+    };
+
+    /// How it was identified, in the audit trail's words.
+    pub fn identified_by(&self) -> &'static str {
+        self.proofs.as_str()
+    }
+
+    /// The caller's name, or that of the rule that let it in.
+    pub fn name<'c>(&self, callers: &'c Callers) -> &'c str {
+        self.named(callers)
+            .map_or(callers.rule(), |caller| &*caller.name)
+    }
+
+    /// The version of the token that was shown, if one was.
+    pub fn token_version<'c>(&self, callers: &'c Callers) -> Option<&'c str> {
+        let caller = self.named(callers)?;
+        Some(caller.tokens.get(self.token?)?.version())
+    }
+
+    fn named<'c>(&self, callers: &'c Callers) -> Option<&'c NamedCaller> {
+        match callers {
+            Callers::Named { callers, .. } => Some(callers.get(self.caller?)?),
+            _ => None,
+        }
+    }
 }
 
 impl Callers {
-    /// Whether `address` may use the route.
-    pub fn allow(&self, address: IpAddr) -> bool {
-        match self {
-            Callers::Open => is_local(address),
-            Callers::Networks(networks) => {
-                networks.iter().any(|network| network.contains(&address))
+    /// Whether the caller may use the route, and how it has shown that.
+    ///
+    /// # Errors
+    /// 401 where a proof would have let it in, 403 where none would.
+    pub fn admit(
+        &self,
+        caller: &Caller<'_>,
+        head: &RequestHead,
+        route: &Route,
+    ) -> Result<Admitted, Denial> {
+        let (networks, named) = match self {
+            Callers::Open if is_local(caller.address) => return Ok(Admitted::BY_ADDRESS),
+            Callers::Open => return Err(Denial::CALLER_REFUSED),
+            Callers::Networks(networks) => (networks, [].as_slice()),
+            Callers::Named { networks, callers } => (networks, callers.as_slice()),
+        };
+        if contains(networks, caller.address) {
+            return Ok(Admitted::BY_ADDRESS);
+        }
+        let presented = Presented::new(head, route);
+        let mut denial = Denial::CALLER_REFUSED;
+        for (at, one) in named.iter().enumerate() {
+            match one.recognises(caller, &presented) {
+                Recognised::Yes { proofs, token } => {
+                    return Ok(Admitted {
+                        caller: Some(at),
+                        token,
+                        proofs,
+                    });
+                }
+                Recognised::WithoutProof => denial = Denial::CALLER_UNPROVEN,
+                Recognised::No => {}
             }
         }
+        Err(denial)
     }
 
     /// The name of the rule on the audit trail.
     pub fn rule(&self) -> &'static str {
         match self {
             Callers::Open => "open",
-            Callers::Networks(_) => "address",
+            Callers::Networks(_) | Callers::Named { .. } => "address",
         }
     }
+}
+
+/// Whether a request is a named caller's.
+enum Recognised {
+    Yes {
+        proofs: Proofs,
+        token: Option<usize>,
+    },
+    /// Its address would do, but a token or a certificate is missing.
+    WithoutProof,
+    No,
+}
+
+impl NamedCaller {
+    fn recognises(&self, caller: &Caller<'_>, presented: &Presented<'_>) -> Recognised {
+        let address = !self.networks.is_empty() && contains(&self.networks, caller.address);
+        let certificate = caller.identity.is_some_and(|identity| {
+            let mut names = self.certificates.iter();
+            names.any(|name| name.is_of(identity))
+        });
+        // Last: it is what costs something.
+        let must = |listed: bool, holds: bool| listed && !holds && self.require == Require::All;
+        if must(!self.networks.is_empty(), address) {
+            return Recognised::No;
+        }
+        if must(!self.certificates.is_empty(), certificate) {
+            return Recognised::WithoutProof;
+        }
+        let token = presented.find(&self.tokens);
+        let proofs = Proofs::of(address, token.is_some(), certificate);
+        if must(!self.tokens.is_empty(), token.is_some()) || proofs.is_none() {
+            return match self.tokens.is_empty() && self.certificates.is_empty() {
+                true => Recognised::No,
+                false => Recognised::WithoutProof,
+            };
+        }
+        Recognised::Yes { proofs, token }
+    }
+}
+
+/// Whether one of the networks has the address.
+pub fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address))
 }
 
 /// Loopback, RFC 1918, RFC 4193 (`fc00::/7`) and link-local addresses. Shared
@@ -125,7 +308,7 @@ mod tests {
     fn check(address: &str, local: bool, never: bool, private: bool) {
         let address: IpAddr = address.parse().expect("an address");
         let canonical = Caller::canonical(address);
-        assert_eq!(Callers::Open.allow(canonical), local, "local {address}");
+        assert_eq!(is_local(canonical), local, "local {address}");
         assert_eq!(is_never_an_upstream(address), never, "never {address}");
         assert_eq!(is_private(address), private, "private {address}");
     }
@@ -155,13 +338,5 @@ mod tests {
         check("64:ff9b::7f00:1", false, true, false);
         check("64:ff9b::a00:1", false, false, true);
         check("2002:a9fe:a9fe::1", false, true, false);
-    }
-
-    #[test]
-    fn networks_are_all_that_is_allowed() {
-        let callers = Callers::Networks(vec!["192.0.2.0/24".parse().expect("a network")]);
-        assert!(callers.allow("192.0.2.7".parse().expect("an address")));
-        assert!(!callers.allow("192.0.3.7".parse().expect("an address")));
-        assert!(!callers.allow("127.0.0.1".parse().expect("an address")));
     }
 }

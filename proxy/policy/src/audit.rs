@@ -31,8 +31,11 @@ pub struct AuditRecord<'a> {
     pub route: Option<&'a str>,
     /// The caller's name, where one is known; the rule that let it in otherwise.
     pub caller: &'a str,
-    /// How the caller was identified: `address`.
+    /// How the caller was identified: `address`, `token`, `certificate`, or several of
+    /// them with `+` between.
     pub identified_by: &'static str,
+    /// Which of the caller's tokens it showed: its version.
+    pub token_version: Option<&'a str>,
     /// The peer's address.
     pub client: IpAddr,
     /// The peer's port.
@@ -92,6 +95,9 @@ impl AuditRecord<'_> {
         optional_text(key!("route"), self.route, out);
         text(key!("caller"), self.caller, out);
         text(key!("identified_by"), self.identified_by, out);
+        if let Some(version) = self.token_version {
+            text(key!("token_version"), version, out);
+        }
         out.extend_from_slice(b",\"client\":\"");
         push_ip(self.client, out);
         out.push(b'"');
@@ -323,6 +329,7 @@ mod tests {
             route: Some("mail"),
             caller: "open",
             identified_by: "address",
+            token_version: None,
             client: "10.0.0.7".parse().expect("an address"),
             client_port: 1234,
             host: "api.example.com",

@@ -18,15 +18,17 @@ pub mod access;
 pub mod audit;
 pub mod credential;
 pub mod forwarding;
+pub mod proof;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
 pub mod upstream;
 pub mod verdict;
 
-pub use access::{Caller, Callers};
+pub use access::{Admitted, Caller, Callers, CertificateName, NamedCaller, Require};
 pub use credential::{Credential, Injection};
 pub use forwarding::{Forwarding, ForwardingField};
+pub use proof::{Identity, Token};
 pub use route::{Endpoint, OnEcho, OnUninspected, Route};
 pub use secret::Secret;
 pub use snapshot::{Listener, ServerLimits, Snapshot, UnknownSni, VirtualHost};

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use wire::names::{NameSet, ParamSet};
 use wire::target::readings;
 
@@ -22,6 +23,8 @@ pub struct Route {
     pub methods: Vec<Box<str>>,
     /// Who may use it.
     pub callers: Callers,
+    /// Who may not, whatever else is said of it.
+    pub denied: Vec<IpNet>,
     /// Where it leads.
     pub upstream: Arc<Upstream>,
     /// The key that is written; `None` strips and writes nothing.

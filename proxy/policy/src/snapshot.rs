@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use ipnet::IpNet;
 use wire::head::{HeadLimits, RequestHead};
 use wire::names::{NameSet, ParamSet};
-use wire::target::{authority_host, readings};
+use wire::target::{authority_host, percent_decode, readings};
 
-use crate::access::Caller;
+use crate::access::{Caller, contains};
 use crate::forwarding::Origin;
 use crate::route::{Endpoint, Route, Split};
 use crate::upstream::{CredentialId, Upstream};
@@ -47,6 +48,8 @@ pub struct Listener {
     pub addresses: Vec<SocketAddr>,
     /// `false` serves clear text, which the file must say for this listener.
     pub tls: bool,
+    /// Load balancers from which a connection begins with a PROXY protocol header.
+    pub proxies: Vec<IpNet>,
     /// What happens without a known server name.
     pub unknown_sni: UnknownSni,
 }
@@ -424,9 +427,13 @@ impl Snapshot {
                 (Cow::Owned(path), others)
             }
         };
-        if !route.callers.allow(caller.address) {
+        if contains(&route.denied, caller.address) {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
+        let admitted = route
+            .callers
+            .admit(caller, head, route)
+            .map_err(|denial| denial.on(&route.name))?;
         let serves = |endpoint: &Endpoint| {
             endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other))
         };
@@ -444,7 +451,13 @@ impl Snapshot {
             address: caller.address,
             tls: caller.tls,
         };
-        Ok(Permit::new(route, index, &self.loop_token, origin))
+        Ok(Permit::new(
+            route,
+            index,
+            admitted,
+            &self.loop_token,
+            origin,
+        ))
     }
 
     /// The virtual host on which the handshake's server name, the `Host` field
@@ -563,24 +576,6 @@ fn method_overrides(head: &RequestHead) -> Vec<String> {
         }
     }
     found
-}
-
-fn percent_decode(bytes: &[u8]) -> Vec<u8> {
-    let hex = |byte: Option<&u8>| byte.and_then(|&byte| char::from(byte).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        if bytes[at] == b'%'
-            && let (Some(high), Some(low)) = (hex(bytes.get(at + 1)), hex(bytes.get(at + 2)))
-        {
-            decoded.push((high * 16 + low) as u8);
-            at += 3;
-        } else {
-            decoded.push(bytes[at]);
-            at += 1;
-        }
-    }
-    decoded
 }
 
 /// A host name in lower case, without the root's dot.

@@ -9,6 +9,7 @@ use wire::names::NameSet;
 use wire::rewrite::{self, Plan, RequestEdit};
 use wire::scrub::Scrubber;
 
+use crate::access::Admitted;
 use crate::credential::Credential;
 use crate::forwarding::Origin;
 use crate::route::{Route, without_last_slash};
@@ -168,6 +169,13 @@ impl Denial {
         Refuser::Policy,
         "This caller may not use this route.",
     );
+    /// The caller's address would do, but a proof is missing or wrong (RFC 9110, 15.5.2).
+    pub const CALLER_UNPROVEN: Denial = Denial::new(
+        401,
+        "caller_not_authenticated",
+        Refuser::Policy,
+        "This route wants a caller's token or client certificate, and the request has none that is known.",
+    );
     /// An endpoint that reads or mints keys.
     pub const KEY_MANAGEMENT: Denial = Denial::new(
         403,
@@ -184,6 +192,7 @@ impl Denial {
 pub struct Permit<'s> {
     route: &'s Route,
     index: RouteIndex,
+    admitted: Admitted,
     loop_token: &'s str,
     origin: Origin,
 }
@@ -192,12 +201,14 @@ impl<'s> Permit<'s> {
     pub(crate) fn new(
         route: &'s Route,
         index: RouteIndex,
+        admitted: Admitted,
         loop_token: &'s str,
         origin: Origin,
     ) -> Self {
         Self {
             route,
             index,
+            admitted,
             loop_token,
             origin,
         }
@@ -211,6 +222,11 @@ impl<'s> Permit<'s> {
     /// The same, as a number within the snapshot.
     pub fn index(&self) -> RouteIndex {
         self.index
+    }
+
+    /// How the caller was recognised.
+    pub fn admitted(&self) -> Admitted {
+        self.admitted
     }
 
     /// Where the request goes, and nowhere else.

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use controlplane::config::{self, Certificates, Draft};
 use controlplane::pki::authority;
-use policy::{Injection, OnEcho, OnUninspected};
+use policy::{Callers, Injection, OnEcho, OnUninspected};
 use toml::{Table, Value};
 
 use super::pki::ApiCa;
@@ -179,6 +179,7 @@ impl Site {
             route.insert("response_head_timeout".into(), UPSTREAM_TIMEOUT.into());
             if !keep_callers {
                 route.insert("callers".into(), "open".into());
+                route.remove("denied");
             }
         }
 
@@ -345,6 +346,7 @@ fn replace_listeners(table: &mut Table) {
             .entry("name")
             .or_insert_with(|| first.unwrap_or_else(|| "prove".to_owned()).into());
         // All of 127.0.0.0/8 is this machine; no two may listen on one address.
+        listener.remove("proxy_protocol");
         let address = std::net::Ipv4Addr::from_bits(0x7f00_0001 + (number as u32 & 0xff_ffff));
         listener.insert("address".into(), format!("{address}:0").into());
     }
@@ -368,6 +370,7 @@ fn replace_certificates(
         };
         if written.contains_key("client_ca") {
             written.insert("client_ca".into(), show(ca.file()));
+            written.remove("client_crl");
         }
         if !matches!(host.certificates, Certificates::Files(_)) || host.name.starts_with('*') {
             for name in ["certificate", "private_key", "allow_world_readable"] {
@@ -451,11 +454,12 @@ impl Slots {
             place.join("credentials").display().to_string(),
         ));
         let mut written: Vec<&mut Value> = Vec::new();
-        let (mut routes, mut sections) = (None, None);
+        let (mut routes, mut sections, mut callers) = (None, None, None);
         for (name, value) in table.iter_mut() {
             match &**name {
                 "route" => routes = value.as_array_mut(),
                 "credential" => sections = value.as_table_mut(),
+                "caller" => callers = value.as_table_mut(),
                 _ => {}
             }
         }
@@ -464,6 +468,13 @@ impl Slots {
         }
         for (_, section) in sections.into_iter().flatten() {
             written.extend(section.get_mut("source"));
+        }
+        for (_, caller) in callers.into_iter().flatten() {
+            match caller.get_mut("token") {
+                Some(Value::Array(many)) => written.extend(many),
+                Some(one) => written.push(one),
+                None => {}
+            }
         }
         for value in written {
             let Some(reference) = value.as_str().filter(|text| text.contains("://")) else {
@@ -580,7 +591,13 @@ fn routes(draft: &Draft, slots: &Slots) -> Vec<Driven> {
                 passes_uninspected: route.on_uninspected == OnUninspected::Mark,
                 body_bytes_max: route.body_bytes_max,
                 thorough: false,
-                open: route.callers.allow(loopback),
+                open: !policy::access::contains(&route.denied, loopback)
+                    && match &route.callers {
+                        Callers::Open => true,
+                        Callers::Networks(networks) | Callers::Named { networks, .. } => {
+                            policy::access::contains(networks, loopback)
+                        }
+                    },
             });
         }
     }

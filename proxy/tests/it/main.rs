@@ -9,6 +9,7 @@ mod harness;
 
 mod audit;
 mod bodies;
+mod callers;
 mod cli;
 mod clients;
 mod coded;

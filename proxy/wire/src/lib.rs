@@ -16,6 +16,7 @@ pub mod framing;
 pub mod head;
 pub mod inspect;
 pub mod names;
+pub mod proxy_header;
 pub mod rewrite;
 pub mod scrub;
 pub mod sieve;

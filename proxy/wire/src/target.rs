@@ -120,6 +120,33 @@ pub fn authority_host(authority: &[u8]) -> Option<(&[u8], Option<u16>)> {
     }
 }
 
+/// Undoes percent-encoding (RFC 3986, section 2.1). A `%` that no two digits follow stays as it is,
+/// and so does `+`, which is a space in forms alone.
+#[must_use]
+pub fn percent_decode(bytes: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let [first, after @ ..] = rest {
+        rest = match after {
+            [high, low, behind @ ..] if *first == b'%' => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => {
+                    decoded.push(high << 4 | low);
+                    behind
+                }
+                _ => {
+                    decoded.push(b'%');
+                    after
+                }
+            },
+            _ => {
+                decoded.push(*first);
+                after
+            }
+        };
+    }
+    decoded
+}
+
 /// Appends `value` to `out` with everything but RFC 3986's unreserved bytes percent-encoded.
 pub fn percent_encode_query(value: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 16] = b"0123456789ABCDEF";

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use policy::upstream::UpstreamLimits;
-use policy::{Callers, Endpoint, Injection, Listener, ServerLimits};
+use policy::{Callers, CertificateName, Endpoint, Injection, Listener, Require, ServerLimits};
 use rustls::pki_types::ServerName;
 
 use super::report::Place;
@@ -28,6 +29,8 @@ pub struct Draft {
     pub upstreams: Vec<UpstreamDraft>,
     /// Keys that a route writes.
     pub credentials: Vec<CredentialDraft>,
+    /// Callers that a route names.
+    pub callers: Vec<CallerDraft>,
     /// Times and bounds towards callers.
     pub limits: ServerLimits,
     /// The process's own settings.
@@ -51,6 +54,10 @@ pub struct HostDraft {
     pub certificates: Certificates,
     /// The CAs of its callers' certificates.
     pub client_ca: Option<PathBuf>,
+    /// Whether a caller without a certificate is let in by the handshake.
+    pub client_auth_optional: bool,
+    /// Revocation lists of those CAs.
+    pub client_crls: Vec<PathBuf>,
     /// Whether its private key may be world-readable.
     pub allow_world_readable: bool,
     /// Its section, or the route that names it.
@@ -79,8 +86,12 @@ pub struct RouteDraft {
     pub path: String,
     /// Upper case; empty is all.
     pub methods: Vec<String>,
-    /// Who may use it.
+    /// Who may use it by address.
     pub callers: Callers,
+    /// Who may use it by name: indices into [`Draft::callers`].
+    pub named_callers: Vec<usize>,
+    /// Who may not.
+    pub denied: Vec<IpNet>,
     /// Index into [`Draft::upstreams`].
     pub upstream: usize,
     /// Index into [`Draft::credentials`], and how that key is written here.
@@ -144,6 +155,23 @@ pub struct UpstreamDraft {
     pub ca_place: Option<Place>,
     /// Where each address stands.
     pub address_places: Vec<Place>,
+}
+
+/// A caller by name.
+#[derive(Debug, Clone)]
+pub struct CallerDraft {
+    /// The name of its section.
+    pub name: String,
+    /// Where it calls from; empty is anywhere.
+    pub networks: Vec<IpNet>,
+    /// Tokens, and where each reference stands.
+    pub tokens: Vec<(SecretRef, Place)>,
+    /// Names of its certificate.
+    pub certificates: Vec<CertificateName>,
+    /// How its proofs combine.
+    pub require: Require,
+    /// Whether its token files may be world-readable.
+    pub allow_world_readable: bool,
 }
 
 /// A key, by reference.

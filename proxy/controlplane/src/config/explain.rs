@@ -8,7 +8,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use policy::{AddressBook, Caller, Callers, Listener, Route, Snapshot, UnknownSni, Verdict};
+use policy::{
+    AddressBook, Caller, Callers, Listener, NamedCaller, Require, Route, Snapshot, UnknownSni,
+    Verdict,
+};
 use wire::framing::BodyFraming;
 use wire::head::{Parse, RequestHead};
 use wire::rewrite::Plan;
@@ -217,6 +220,7 @@ pub fn explain(
         address: from,
         server_name: url.tls.then_some(&*url.host),
         tls: url.tls,
+        identity: None,
     };
     match snapshot.authorize(&listener.name, &caller, &head) {
         Verdict::Deny(denial) => {
@@ -295,6 +299,43 @@ fn accepting<'s>(snapshot: &'s Snapshot, url: &Url) -> Option<&'s Listener> {
         .or_else(|| of_kind().next())
 }
 
+/// Who may use a route, as one line.
+fn callers(route: &Route) -> String {
+    let mut who: Vec<String> = match &route.callers {
+        Callers::Open => vec!["open (loopback and private peers)".to_owned()],
+        Callers::Networks(networks) => networks.iter().map(ToString::to_string).collect(),
+        Callers::Named { networks, callers } => {
+            let networks = networks.iter().map(ToString::to_string);
+            networks
+                .chain(callers.iter().map(|one| named(one)))
+                .collect()
+        }
+    };
+    for network in &route.denied {
+        who.push(format!("not {network}"));
+    }
+    who.join(", ")
+}
+
+/// `edge (192.0.2.7/32 and token)`
+fn named(caller: &NamedCaller) -> String {
+    let mut kinds: Vec<String> = caller.networks.iter().map(ToString::to_string).collect();
+    if kinds.len() > 1 {
+        kinds = vec![format!("one of {}", kinds.join(" "))];
+    }
+    if !caller.tokens.is_empty() {
+        kinds.push("token".to_owned());
+    }
+    if !caller.certificates.is_empty() {
+        kinds.push("certificate".to_owned());
+    }
+    let and = match caller.require {
+        Require::All => " and ",
+        Require::Any => " or ",
+    };
+    format!("{} ({})", caller.name, kinds.join(and))
+}
+
 fn view(route: &Route, addresses: &AddressBook) -> RouteView {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let credential = route.credential.as_ref().map(|(_, credential)| credential);
@@ -302,14 +343,7 @@ fn view(route: &Route, addresses: &AddressBook) -> RouteView {
         name: route.name.to_string(),
         path: text(&route.path),
         methods: route.methods.iter().map(ToString::to_string).collect(),
-        callers: match &route.callers {
-            Callers::Open => "open (loopback and private peers)".to_owned(),
-            Callers::Networks(networks) => networks
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(", "),
-        },
+        callers: callers(route),
         strip_headers: sorted(route.strip_fields.iter()),
         strip_query: sorted(
             route

@@ -57,6 +57,8 @@ pub struct File {
     pub upstreams: Vec<Item<Upstream>>,
     /// `[credential.NAME]`
     pub credentials: Vec<Item<Credential>>,
+    /// `[caller.NAME]`
+    pub callers: Vec<Item<Caller>>,
     /// `[[route]]`
     pub routes: Vec<Item<Route>>,
     /// What could not be read: unknown fields, wrong types, duplicates.
@@ -291,6 +293,9 @@ pub(super) struct Document {
     /// Keys, by reference.
     #[serde(default)]
     pub credential: BTreeMap<String, Credential>,
+    /// Callers that are known by name, and what they have to show.
+    #[serde(default)]
+    pub caller: BTreeMap<String, Caller>,
     /// Which requests, to where, with which key.
     #[serde(default)]
     pub route: Vec<Route>,
@@ -465,6 +470,8 @@ pub struct Listener {
     pub address: Option<OneOrMany>,
     /// `false` serves clear text: keys are still written, and callers' requests travel unprotected. It must be written. Default: `true`.
     pub tls: Option<Written<bool>>,
+    /// Load balancers in front of this listener, by network as in `["10.0.0.4/32"]`: from them a connection begins with a PROXY protocol header (version 1 or 2), which says where the caller is, and without one it is closed. From elsewhere no such header is accepted. Default: none.
+    pub proxy_protocol: Option<OneOrMany>,
     /// What a handshake without a known server name gets: `"refuse"`, or the certificate of this host. Default: `"refuse"`.
     pub unknown_sni: Option<Written<String>>,
 }
@@ -479,10 +486,25 @@ pub struct Host {
     pub private_key: Option<OneOrMany>,
     /// Whether a private key that everybody on the machine may read is accepted, as Kubernetes mounts them. Default: `false`.
     pub allow_world_readable: Option<Written<bool>>,
-    /// A PEM file with the CAs whose client certificates are accepted. With it a caller without one is refused in the handshake. Default: none is asked for.
+    /// A PEM file with the CAs whose client certificates are accepted. Default: none is asked for.
     pub client_ca: Option<Written<String>>,
+    /// Whether a caller must show a certificate of `client_ca`: `"require"` refuses it in the handshake without one, `"request"` leaves it to the routes' `callers`. A certificate that is shown must be good in each case. Default: `"require"`.
+    pub client_certificate: Option<Written<ClientCertificate>>,
+    /// PEM or DER files with the revocation lists of the CAs in `client_ca`; one or a list. Each issuer of a certificate that is shown must have one that is not out of date. Default: nothing is looked up.
+    pub client_crl: Option<OneOrMany>,
     /// The listeners that serve this host, by name. Default: all.
     pub listeners: Option<Written<Vec<Written<String>>>>,
+}
+
+/// Whether a caller must show a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum ClientCertificate {
+    /// It must.
+    Require,
+    /// It may.
+    Request,
 }
 
 /// A third-party API.
@@ -556,6 +578,33 @@ pub enum Inject {
     Query,
 }
 
+/// A caller that is known by name, and what it has to show.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Caller {
+    /// Where it calls from, as in `["203.0.113.7/32"]`; one or a list. Default: from anywhere.
+    pub networks: Option<OneOrMany>,
+    /// Where a token is read from that it may show: `"file:///path"`, `"env://NAME"` or `"credential://NAME"`; one or a list, all of which are valid at once. It shows it in a field `Claviger-Token`, or in any place where the API's key could stand, which a service fills in anyway. Default: it needs none.
+    pub token: Option<OneOrMany>,
+    /// Names of which its client certificate must have one: a host name (dNSName), or a URI such as `"spiffe://example.com/edge"`; one or a list. The host needs `client_ca`. Default: it needs none.
+    pub certificate: Option<OneOrMany>,
+    /// Whether it needs `"all"` kinds of proof that are listed (network, token, certificate), or `"any"` of them. Default: `"all"`.
+    pub require: Option<Written<Require>>,
+    /// Whether a token file that everybody on the machine may read is accepted, as Kubernetes mounts them. Default: `false`.
+    pub allow_world_readable: Option<Written<bool>>,
+}
+
+/// How kinds of proof combine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(inline)]
+pub enum Require {
+    /// Each that is listed.
+    All,
+    /// One of them.
+    Any,
+}
+
 /// Which requests, to where, with which key.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -576,8 +625,10 @@ pub struct Route {
     pub upstream_path: Option<Written<String>>,
     /// The `[credential.NAME]`, or a reference such as `"file:///path"`, or `"none"` to strip and write nothing. Required.
     pub credential: Option<Written<String>>,
-    /// Who may use it: `"open"` for loopback and private peers, or a list of networks as in `["10.0.0.0/8"]`. Default: `"open"`.
+    /// Who may use it: `"open"` for loopback and private peers, networks as in `"10.0.0.0/8"`, names of `[caller.NAME]`; one or a list, of which one has to match. Default: `"open"`.
     pub callers: Option<OneOrMany>,
+    /// Networks that may not use it, whatever `callers` says; one or a list. Default: none.
+    pub denied: Option<OneOrMany>,
     /// Further headers that are removed from callers' requests.
     pub strip_headers: Option<Written<Vec<Written<String>>>>,
     /// Further query parameters that are removed from callers' requests.
@@ -648,7 +699,7 @@ pub enum OnUninspected {
 // ---- Reading ---------------------------------------------------------------
 
 /// Fields whose value is never shown, whatever it is.
-const HIDDEN_FIELDS: [&str; 2] = ["source", "credential"];
+const HIDDEN_FIELDS: [&str; 3] = ["source", "credential", "token"];
 
 /// Reads one source after the other into one [`File`].
 struct Reader {
@@ -671,6 +722,7 @@ impl Reader {
                 hosts: Vec::new(),
                 upstreams: Vec::new(),
                 credentials: Vec::new(),
+                callers: Vec::new(),
                 routes: Vec::new(),
                 problems: Report::default(),
                 sources,
@@ -744,6 +796,7 @@ impl Reader {
             "listener" => many!(listeners),
             "route" => many!(routes),
             "host" => named!(hosts),
+            "caller" => named!(callers),
             "upstream" => named!(upstreams),
             "credential" => named!(credentials),
             _ => {
@@ -910,7 +963,7 @@ impl Reader {
                 if problem.meant.is_none() {
                     problem = problem.expected(one_of(known.iter().copied()));
                 }
-                if matches!(section, "credential" | "route")
+                if matches!(section, "credential" | "caller" | "route")
                     && looks_like_secret_field(key.get_ref())
                 {
                     problem = problem.cure(
@@ -1111,7 +1164,7 @@ fn hide_all(value: &Spanned<DeValue<'_>>, source: &mut Source) {
 
 /// Of a line of a file that is not TOML: what cannot be proven harmless.
 pub(super) fn doubtful(line: &str) -> Vec<Range<usize>> {
-    let tables: [&[&str]; 10] = [
+    let tables: [&[&str]; 11] = [
         fields_of::<Server>(),
         fields_of::<Log>(),
         fields_of::<Dns>(),
@@ -1121,6 +1174,7 @@ pub(super) fn doubtful(line: &str) -> Vec<Range<usize>> {
         fields_of::<Host>(),
         fields_of::<Upstream>(),
         fields_of::<Credential>(),
+        fields_of::<Caller>(),
         fields_of::<Route>(),
     ];
     shape::doubtful(line, fields_of::<Document>(), &tables.concat())

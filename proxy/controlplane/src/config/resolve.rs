@@ -18,15 +18,19 @@ use nix::sys::socket::SockaddrStorage;
 use policy::credential::EARLIER_MAX;
 use policy::upstream::CredentialId;
 use policy::{
-    Credential, Injection, Route, Secret, Snapshot, UnknownSni, Upstream, UpstreamId, VirtualHost,
+    Callers, Credential, Injection, NamedCaller, Route, Secret, Snapshot, Token, UnknownSni,
+    Upstream, UpstreamId, VirtualHost,
 };
 use rustls::ClientConfig;
+use rustls::pki_types::CertificateRevocationListDer;
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use wire::names::{NameSet, ParamSet};
 
 use super::check::check;
-use super::draft::{Certificates, CredentialDraft, Draft, HostDraft, RouteDraft, UpstreamDraft};
+use super::draft::{
+    CallerDraft, Certificates, CredentialDraft, Draft, HostDraft, RouteDraft, UpstreamDraft,
+};
 use super::file::File;
 use super::report::{Place, Problem, Report, quote};
 use super::settings::Settings;
@@ -36,7 +40,7 @@ use crate::pki::authority::Ensured;
 use crate::pki::tls::LoadedKey;
 use crate::pki::{
     Authority, KeyType, LeafStore, OwnCa, Roots, ServerTls, Ticketers, client_config,
-    load_certified_key, server_config,
+    load_certified_key, load_crls, server_config,
 };
 
 /// Shorter keys can be guessed, and cannot be told from chance in an answer.
@@ -189,6 +193,7 @@ pub fn resolve_at(
     // All of it is read even if some of it is wrong, so that everything is said at once.
     resolver.addresses(&draft);
     let credentials = resolver.credentials(&draft);
+    let callers = resolver.callers(&draft);
     let keys = resolver.certificates(&draft);
     let upstreams = resolver.upstreams(&draft);
     let dns_tls = if draft.dns_tls {
@@ -199,7 +204,7 @@ pub fn resolve_at(
     if resolver.report.has_errors() {
         return Err(resolver.failed());
     }
-    let result = resolver.build(draft, credentials, keys, upstreams, dns_tls);
+    let result = resolver.build(draft, credentials, callers, keys, upstreams, dns_tls);
     result.map_err(|mut report| {
         report.sort();
         report
@@ -233,6 +238,8 @@ struct ReadyUpstream {
 struct ReadyHost {
     keys: Vec<Arc<CertifiedKey>>,
     client_ca: Option<(Arc<rustls::RootCertStore>, String)>,
+    client_crls: Vec<CertificateRevocationListDer<'static>>,
+    client_auth_optional: bool,
 }
 
 impl Resolver<'_> {
@@ -428,7 +435,13 @@ impl Resolver<'_> {
                 .as_ref()
                 .and_then(|path| self.client_ca(host, path));
             self.served.extend(keys.iter().cloned());
-            ready.insert(host.name.clone(), ReadyHost { keys, client_ca });
+            let ready_host = ReadyHost {
+                keys,
+                client_ca,
+                client_crls: self.client_crls(host),
+                client_auth_optional: host.client_auth_optional,
+            };
+            ready.insert(host.name.clone(), ready_host);
         }
         let issued = self.issued(draft, &ca_hosts);
         for (host, key) in issued {
@@ -471,6 +484,33 @@ impl Resolver<'_> {
                 None
             }
         }
+    }
+
+    fn client_crls(&mut self, host: &HostDraft) -> Vec<CertificateRevocationListDer<'static>> {
+        let mut lists = Vec::new();
+        for path in &host.client_crls {
+            self.watch.push(path.clone());
+            match load_crls(path, self.now) {
+                Ok((loaded, concern)) => {
+                    lists.extend(loaded);
+                    if let Some(concern) = concern {
+                        self.push(
+                            Problem::warning(format!("{}: {concern}", path.display()))
+                                .at(host.place.clone())
+                                .cure("put the CA's newest list in its place: it is read as soon as it is there"),
+                        );
+                    }
+                }
+                Err(error) => self.push(
+                    Problem::error(format!(
+                        "`client_crl` of {} cannot be used: {error}",
+                        quote(&host.name)
+                    ))
+                    .at(host.place.clone()),
+                ),
+            }
+        }
+        lists
     }
 
     fn client_ca(
@@ -793,6 +833,7 @@ impl Resolver<'_> {
         &mut self,
         draft: Draft,
         credentials: Credentials,
+        callers: Vec<Option<Arc<NamedCaller>>>,
         mut keys: HashMap<String, ReadyHost>,
         upstreams: HashMap<usize, ReadyUpstream>,
         dns_tls: Option<Arc<ClientConfig>>,
@@ -810,7 +851,7 @@ impl Resolver<'_> {
             let routes: Vec<Route> = host
                 .routes
                 .iter()
-                .filter_map(|route| self.route(route, &draft, &shared, &credentials))
+                .filter_map(|route| self.route(route, &draft, &shared, &credentials, &callers))
                 .collect();
             let listeners = host
                 .listeners
@@ -910,7 +951,8 @@ impl Resolver<'_> {
         let options = ServerTls {
             tickets,
             client_ca: ready.client_ca.map(|(store, _)| store),
-            client_auth_optional: false,
+            client_auth_optional: ready.client_auth_optional,
+            client_crls: ready.client_crls,
         };
         server_config(ready.keys, &options).map_err(fail)
     }
@@ -956,6 +998,7 @@ impl Resolver<'_> {
         whole: &Draft,
         upstreams: &HashMap<usize, Arc<Upstream>>,
         credentials: &Credentials,
+        callers: &[Option<Arc<NamedCaller>>],
     ) -> Option<Route> {
         let credential = match &draft.credential {
             None => None,
@@ -983,7 +1026,8 @@ impl Resolver<'_> {
                 .iter()
                 .map(|method| method.as_str().into())
                 .collect(),
-            callers: draft.callers.clone(),
+            callers: named_callers(draft, callers)?,
+            denied: draft.denied.clone(),
             upstream: Arc::clone(upstreams.get(&draft.upstream)?),
             credential,
             upstream_path: draft
@@ -1008,6 +1052,54 @@ impl Resolver<'_> {
             on_uninspected: draft.on_uninspected,
             body_bytes_max: draft.body_bytes_max,
             response_head_timeout: draft.response_head_timeout,
+        })
+    }
+
+    // ---- Callers -----------------------------------------------------------
+
+    /// The callers in the order of the draft, with their tokens read. One whose token
+    /// cannot be used was reported and is missing.
+    fn callers(&mut self, draft: &Draft) -> Vec<Option<Arc<NamedCaller>>> {
+        let callers = draft.callers.iter();
+        callers
+            .map(|caller| self.caller(caller).map(Arc::new))
+            .collect()
+    }
+
+    fn caller(&mut self, draft: &CallerDraft) -> Option<NamedCaller> {
+        let policy = SourcePolicy {
+            allow_world_readable: draft.allow_world_readable,
+        };
+        let what = format!("a token of the caller {}", quote(&draft.name));
+        let mut tokens: Vec<Token> = Vec::new();
+        for (reference, place) in &draft.tokens {
+            self.watch.extend(reference.path());
+            let fetched = match credentials::fetch(reference, &policy) {
+                Ok(fetched) => fetched,
+                Err(error) => {
+                    let problem = source_problem(&format!("{what} cannot be used"), &error);
+                    self.push(problem.at(place.clone()));
+                    continue;
+                }
+            };
+            if let Some(path) = &fetched.watch {
+                self.readable_again(path, &what, place);
+            }
+            match Token::new(&fetched.version, &fetched.secret) {
+                Ok(token) => tokens.push(token),
+                Err(error) => self.push(
+                    Problem::error(format!("{what} cannot be used: {error}"))
+                        .at(place.clone())
+                        .cure("make one, as with `openssl rand -hex 32`"),
+                ),
+            }
+        }
+        (tokens.len() == draft.tokens.len()).then(|| NamedCaller {
+            name: draft.name.as_str().into(),
+            networks: draft.networks.clone(),
+            tokens,
+            certificates: draft.certificates.clone(),
+            require: draft.require,
         })
     }
 
@@ -1077,6 +1169,22 @@ fn digest_of(path: &Path) -> String {
 }
 
 /// A source's error, whose text is a problem and its cure, apart by `; `.
+/// Whom a route lets in.
+fn named_callers(draft: &RouteDraft, known: &[Option<Arc<NamedCaller>>]) -> Option<Callers> {
+    if draft.named_callers.is_empty() {
+        return Some(draft.callers.clone());
+    }
+    let networks = match &draft.callers {
+        Callers::Networks(networks) => networks.clone(),
+        Callers::Open | Callers::Named { .. } => Vec::new(),
+    };
+    let callers = draft.named_callers.iter();
+    let callers = callers
+        .map(|&at| known.get(at)?.clone())
+        .collect::<Option<_>>()?;
+    Some(Callers::Named { networks, callers })
+}
+
 fn source_problem(what: &str, error: &SourceError) -> Problem {
     let text = error.to_string();
     match text.split_once("; ") {

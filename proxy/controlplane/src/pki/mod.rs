@@ -11,7 +11,7 @@
 //! time is an argument. (`rustls` reads the clock itself during handshakes, for certificate
 //! validity and for rotating ticket keys.)
 //!
-//! It lacks on purpose: ACME, revocation lists, client certificates signed by our own authority
+//! It lacks on purpose: ACME, client certificates signed by our own authority
 //! (its certificates carry `serverAuth` alone), and IP addresses as names (the root excludes them).
 
 pub mod authority;
@@ -27,7 +27,7 @@ pub use authority::{Authority, Coverage, Ensured, KeyType};
 pub use error::PkiError;
 pub use leaf::{LEAF_DAYS_DEFAULT, Leaf, LeafIssuer, LeafStore};
 pub use tls::{
-    LoadedKey, Roots, ServerTls, Ticketers, client_config, load_certified_key, provider,
+    LoadedKey, Roots, ServerTls, Ticketers, client_config, load_certified_key, load_crls, provider,
     server_config,
 };
 pub use verify::{OwnCa, OwnCaRefused, own_ca_refused};

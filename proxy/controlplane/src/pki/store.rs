@@ -460,6 +460,8 @@ const DIR_MODE: u32 = 0o700;
 pub(super) const KEY_BYTES_MAX: u64 = 64 * 1024;
 /// A certificate file above this is refused. Debian's whole bundle takes 220 KiB.
 pub(super) const CERT_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// A revocation list above this is refused. Of 30 bytes an entry, it names half a million.
+pub(super) const CRL_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// A state file above this is refused; at 150 bytes a key it holds a thousand times what comes up.
 const STATE_BYTES_MAX: u64 = 1024 * 1024;
 const STATE_VERSION: u32 = 1;

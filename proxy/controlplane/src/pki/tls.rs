@@ -16,7 +16,7 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
 };
@@ -28,7 +28,9 @@ use rustls::{
 use zeroize::Zeroizing;
 
 use super::error::List;
-use super::store::{CERT_BYTES_MAX, KEY_BYTES_MAX, Privacy, read_bounded, read_certificates};
+use super::store::{
+    CERT_BYTES_MAX, CRL_BYTES_MAX, KEY_BYTES_MAX, Privacy, read_bounded, read_certificates,
+};
 use super::verify::UpstreamVerifier;
 use super::x509;
 use super::{OwnCa, PkiError};
@@ -49,6 +51,9 @@ pub struct ServerTls {
     /// Ask for a client certificate that one of these authorities issued for client
     /// authentication.
     pub client_ca: Option<Arc<RootCertStore>>,
+    /// Lists of certificates that were revoked. If there are any, each issuer of a
+    /// client's certificate must have one that is in date.
+    pub client_crls: Vec<CertificateRevocationListDer<'static>>,
     /// Also admit a client without a certificate (one with a bad certificate is still refused).
     pub client_auth_optional: bool,
 }
@@ -78,6 +83,13 @@ pub fn server_config(
         Some(roots) => {
             let verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider());
+            let verifier = match options.client_crls.is_empty() {
+                true => verifier,
+                // A list that is out of date says nothing of the time since.
+                false => verifier
+                    .with_crls(options.client_crls.clone())
+                    .enforce_revocation_expiration(),
+            };
             let verifier = match options.client_auth_optional {
                 true => verifier.allow_unauthenticated(),
                 false => verifier,
@@ -104,6 +116,50 @@ pub fn server_config(
         _ => config.send_tls13_tickets = 0,
     }
     Ok(Arc::new(config))
+}
+
+/// Reads revocation lists (RFC 5280, section 5) from a PEM or DER file, with what there is to
+/// worry about one that can be used.
+///
+/// # Errors
+/// A file that cannot be read, or holds no list.
+pub fn load_crls(
+    path: &Path,
+    now: SystemTime,
+) -> Result<(Vec<CertificateRevocationListDer<'static>>, Option<String>), PkiError> {
+    let content = read_bounded(path, CRL_BYTES_MAX, Privacy::Any)?;
+    let cure = "name a PEM or DER file with the CA's revocation list";
+    let lists = match content.starts_with(&[0x30]) {
+        true => vec![CertificateRevocationListDer::from(content.to_vec())],
+        false => CertificateRevocationListDer::pem_slice_iter(&content)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|err| PkiError::file(path, format!("is not valid PEM ({err})"), cure))?,
+    };
+    if lists.is_empty() {
+        return Err(PkiError::file(path, "holds no revocation list", cure));
+    }
+    let mut concern = None;
+    for list in &lists {
+        let next =
+            x509::crl_next_update(list).map_err(|problem| PkiError::file(path, problem, cure))?;
+        match next {
+            None => {
+                return Err(PkiError::file(
+                    path,
+                    "does not say when the next list is due (nextUpdate), which RFC 5280 requires",
+                    cure,
+                ));
+            }
+            Some(next) if next <= now => {
+                concern = Some(
+                    "the list is out of date: every caller whose certificate it is about is refused"
+                        .to_owned(),
+                );
+            }
+            Some(_) => {}
+        }
+    }
+    Ok((lists, concern))
 }
 
 /// The configuration for an upstream: full verification against `roots`, and refusal of whatever

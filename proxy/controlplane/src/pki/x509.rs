@@ -4,12 +4,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::revocation_list::CertificateRevocationList;
 use zeroize::Zeroizing;
 
 /// SHA-256 over a SubjectPublicKeyInfo in DER. Certificates with equal ones share a key, whatever
@@ -27,6 +28,18 @@ pub(super) struct Facts {
     /// Permitted DNS subtrees; empty if there is no such constraint.
     pub permitted: Vec<String>,
     pub is_ca: bool,
+}
+
+/// When the next revocation list is due. `Err` says that this is none.
+pub(super) fn crl_next_update(
+    der: &CertificateRevocationListDer<'_>,
+) -> Result<Option<SystemTime>, &'static str> {
+    let (rest, list) = CertificateRevocationList::from_der(der.as_ref())
+        .map_err(|_| "is not a readable revocation list")?;
+    if !rest.is_empty() {
+        return Err("has bytes behind the revocation list");
+    }
+    Ok(list.next_update().map(|due| system_time(due.timestamp())))
 }
 
 /// Reads a certificate. `Err` says that it is none.

@@ -115,6 +115,7 @@ fn a_record_says_what_was_done_and_shows_no_key() {
         address: [10, 0, 0, 7].into(),
         server_name: Some(HOST),
         tls: true,
+        identity: None,
     };
     let Verdict::Allow(permit) = view.authorize("main", &caller, &head) else {
         panic!("it is allowed");
@@ -128,6 +129,7 @@ fn a_record_says_what_was_done_and_shows_no_key() {
         draft.method.push_str("POST");
         draft.path.extend_from_slice(head.path());
         draft.route = Some(permit.index());
+        draft.admitted = Some(permit.admitted());
         draft.status = 202;
         draft.bytes_in = 5;
         draft.upstream_address = Some("192.0.2.1:443".parse().expect("an address"));

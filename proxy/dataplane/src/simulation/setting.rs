@@ -201,6 +201,7 @@ impl Setting {
                     path: format!("/r{at}/").into_bytes().into(),
                     methods: Vec::new(),
                     callers: Callers::Open,
+                    denied: Vec::new(),
                     upstream: Arc::clone(&upstreams[upstream]),
                     credential,
                     upstream_path: None,
@@ -225,6 +226,7 @@ impl Setting {
             name: "clear".into(),
             addresses: Vec::new(),
             tls: false,
+            proxies: Vec::new(),
             unknown_sni: UnknownSni::Refuse,
         };
         Snapshot::new(

@@ -242,6 +242,7 @@ fn mislead(to: PoolKey) {
         address: [127, 0, 0, 1].into(),
         server_name: Some("api.example.com"),
         tls: true,
+        identity: None,
     };
     let Verdict::Allow(permit) = WORLD.authorize("main", &caller, &head) else {
         panic!("this request is allowed");

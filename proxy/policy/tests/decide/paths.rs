@@ -248,6 +248,7 @@ fn taken(snapshot: &Snapshot, method: &str, path: &str) -> Result<String, &'stat
         address: "10.0.0.7".parse().expect("an address"),
         server_name: Some("a.example"),
         tls: true,
+        identity: None,
     };
     match snapshot.authorize("main", &caller, &head) {
         Verdict::Allow(permit) => Ok(permit.route().name.to_string()),

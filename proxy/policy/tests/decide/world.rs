@@ -7,9 +7,9 @@ use policy::route::Endpoint;
 use policy::upstream::{CredentialId, UpstreamLimits};
 use policy::verdict::PoolKey;
 use policy::{
-    Caller, Callers, Credential, Forwarding, ForwardingField, Injection, Listener, OnEcho,
-    OnUninspected, Route, Secret, ServerLimits, Snapshot, UnknownSni, Upstream, UpstreamId,
-    Verdict, VirtualHost,
+    Caller, Callers, CertificateName, Credential, Forwarding, ForwardingField, Identity, Injection,
+    Listener, NamedCaller, OnEcho, OnUninspected, Require, Route, Secret, ServerLimits, Snapshot,
+    Token, UnknownSni, Upstream, UpstreamId, Verdict, VirtualHost,
 };
 use rustls::pki_types::ServerName;
 use wire::framing;
@@ -47,6 +47,8 @@ pub struct Connection {
     listener: &'static str,
     address: &'static str,
     server_name: Option<&'static str>,
+    /// The names of a client certificate.
+    identity: Option<&'static Identity>,
 }
 
 /// A TLS connection from a private address with this server name.
@@ -55,6 +57,7 @@ pub fn tls(server_name: &'static str) -> Connection {
         listener: "main",
         address: "10.0.0.7",
         server_name: Some(server_name),
+        identity: None,
     }
 }
 
@@ -64,12 +67,18 @@ pub fn clear() -> Connection {
         listener: "clear",
         address: "10.0.0.7",
         server_name: None,
+        identity: None,
     }
 }
 
 impl Connection {
     pub fn from(self, address: &'static str) -> Self {
         Self { address, ..self }
+    }
+
+    pub fn with(self, identity: &'static Identity) -> Self {
+        let identity = Some(identity);
+        Self { identity, ..self }
     }
 
     pub fn on(self, listener: &'static str) -> Self {
@@ -93,6 +102,10 @@ pub enum Expected<'a> {
 #[derive(Debug, Default)]
 pub struct Written {
     pub text: String,
+    /// Who it was, and how that was known, as the audit trail will show it.
+    pub caller: String,
+    pub identified_by: &'static str,
+    pub token_version: Option<String>,
     /// The names that the audit trail will show.
     pub stripped: Vec<String>,
 }
@@ -107,6 +120,7 @@ pub fn check(connection: Connection, request: &[&str], expected: Expected<'_>) -
         address: Caller::canonical(connection.address.parse().expect("an address")),
         server_name: connection.server_name,
         tls: connection.server_name.is_some(),
+        identity: connection.identity,
     };
     let verdict = snapshot.authorize(connection.listener, &caller, &head);
     assert_silent(&verdict, &text);
@@ -182,7 +196,12 @@ pub fn check(connection: Connection, request: &[&str], expected: Expected<'_>) -
             panic!("{text} passes by {route}; expected {status} {reason}")
         }
     }
+    let callers = &permit.route().callers;
+    let admitted = permit.admitted();
     Written {
+        caller: admitted.name(callers).to_owned(),
+        identified_by: admitted.identified_by(),
+        token_version: admitted.token_version(callers).map(str::to_owned),
         text: written,
         stripped: plan.stripped().iter().map(str::to_owned).collect(),
     }
@@ -254,6 +273,37 @@ fn only(networks: &[&str], route: Route) -> Route {
     }
 }
 
+/// A caller's token, by its version.
+pub fn token(version: &str) -> String {
+    format!("token-{version}-0123456789-{CALLER_SECRET}")
+}
+
+fn named(
+    name: &str,
+    networks: &[&str],
+    tokens: &[&str],
+    certificates: &[&str],
+    require: Require,
+) -> Arc<NamedCaller> {
+    let networks = networks.iter();
+    let tokens = tokens.iter().map(|version| {
+        let text = format!("{}\n", token(version));
+        Token::new(version, &Secret::new(text.into_bytes())).expect("a token")
+    });
+    Arc::new(NamedCaller {
+        name: name.into(),
+        networks: networks
+            .map(|text| text.parse().expect("a network"))
+            .collect(),
+        tokens: tokens.collect(),
+        certificates: certificates
+            .iter()
+            .map(|text| CertificateName::new(text))
+            .collect(),
+        require,
+    })
+}
+
 fn written_as(injection: Injection, route: Route) -> Route {
     let credential = credential(&route.name, injection);
     Route {
@@ -274,7 +324,7 @@ fn without_key_management(route: Route) -> Route {
 }
 
 /// Virtual host, route, and how the route differs from a plain one.
-static ROUTES: [Entry; 25] = [
+static ROUTES: [Entry; 27] = [
     ("api.example.com", "root", |r| r),
     ("api.example.com", "mail-send", |r| {
         at("/v3/mail", serving(&["POST", "PUT"], r))
@@ -297,6 +347,48 @@ static ROUTES: [Entry; 25] = [
     ("guarded.example.com", "guarded-query", |r| at("/a?b", r)),
     ("anyone.example.com", "anyone", |r| {
         only(&["0.0.0.0/0", "::/0"], r)
+    }),
+    ("partner.example.com", "partner", |r| Route {
+        callers: Callers::Named {
+            networks: vec!["198.51.100.0/24".parse().expect("a network")],
+            callers: vec![
+                named(
+                    "edge",
+                    &["203.0.113.0/24"],
+                    &["edge-now", "edge-next"],
+                    &[],
+                    Require::All,
+                ),
+                named(
+                    "mesh",
+                    &[],
+                    &[],
+                    &["Mesh.example.com", "spiffe://example.com/mesh"],
+                    Require::All,
+                ),
+                named("both", &[], &["both"], &["both.example.com"], Require::All),
+                named("either", &["192.0.2.7/32"], &["either"], &[], Require::Any),
+            ],
+        },
+        denied: vec!["203.0.113.66/32".parse().expect("a network")],
+        ..r
+    }),
+    ("partner.example.com", "partner-query", |r| {
+        at(
+            "/query",
+            Route {
+                callers: Callers::Named {
+                    networks: Vec::new(),
+                    callers: vec![named("service", &[], &["service"], &[], Require::All)],
+                },
+                ..written_as(
+                    Injection::Query {
+                        name: "key".to_owned(),
+                    },
+                    r,
+                )
+            },
+        )
     }),
     ("keys.example.com", "keys", without_key_management),
     ("claviger.internal", "gemini", |r| {
@@ -384,6 +476,7 @@ pub fn plain_route(number: u64, name: &str) -> Route {
         path: b"/"[..].into(),
         methods: Vec::new(),
         callers: Callers::Open,
+        denied: Vec::new(),
         upstream: Arc::new(Upstream {
             id: UpstreamId(number),
             name: name.into(),
@@ -453,6 +546,7 @@ pub static WORLD: LazyLock<Snapshot> = LazyLock::new(|| {
         name: name.into(),
         addresses: Vec::new(),
         tls,
+        proxies: Vec::new(),
         unknown_sni: UnknownSni::Refuse,
     };
     Snapshot::new(

@@ -40,6 +40,30 @@ impl Client {
         })
     }
 
+    /// The same, from an address of this machine.
+    pub fn clear_from(
+        source: SocketAddr,
+        address: SocketAddr,
+        transcript: Transcript,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            stream: Stream::Clear(connect_from(source, address)?),
+            ahead: Vec::new(),
+            transcript,
+        })
+    }
+
+    /// Connects from an address of this machine and shakes hands.
+    pub fn tls_from(
+        source: SocketAddr,
+        address: SocketAddr,
+        name: &str,
+        config: Arc<ClientConfig>,
+        transcript: Transcript,
+    ) -> io::Result<Self> {
+        Self::tls_over(connect_from(source, address)?, name, config, transcript)
+    }
+
     /// Connects and shakes hands.
     pub fn tls(
         address: SocketAddr,
@@ -47,8 +71,16 @@ impl Client {
         config: Arc<ClientConfig>,
         transcript: Transcript,
     ) -> io::Result<Self> {
+        Self::tls_over(connect(address)?, name, config, transcript)
+    }
+
+    fn tls_over(
+        mut socket: TcpStream,
+        name: &str,
+        config: Arc<ClientConfig>,
+        transcript: Transcript,
+    ) -> io::Result<Self> {
         let name = ServerName::try_from(name.to_owned()).expect("a DNS name or an address");
-        let mut socket = connect(address)?;
         let mut connection = ClientConnection::new(config, name).map_err(io::Error::other)?;
         while connection.is_handshaking() {
             connection.complete_io(&mut socket)?;
@@ -313,7 +345,21 @@ impl Client {
 }
 
 fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = TcpStream::connect_timeout(&address, PATIENCE)?;
+    patient(TcpStream::connect_timeout(&address, PATIENCE)?)
+}
+
+fn connect_from(source: SocketAddr, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::STREAM,
+        None,
+    )?;
+    socket.bind(&source.into())?;
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    patient(socket.into())
+}
+
+fn patient(socket: TcpStream) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.set_write_timeout(Some(PATIENCE))?;

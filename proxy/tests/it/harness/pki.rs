@@ -4,7 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
+    KeyIdMethod, KeyPair, RevokedCertParams, SanType,
+};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -82,12 +85,45 @@ impl TestCa {
 
     /// A client's certificate and key.
     pub fn client(&self, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let name = name.try_into().expect("a DNS name");
+        self.client_with(SanType::DnsName(name), 7)
+    }
+
+    /// A client's certificate and key, with this name and serial number.
+    pub fn client_with(
+        &self,
+        name: SanType,
+        serial: u64,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let key = KeyPair::generate().expect("a P-256 key");
-        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a DNS name");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.subject_alt_names.push(name);
+        params.serial_number = Some(serial.into());
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         (vec![certificate.der().clone()], key)
+    }
+
+    /// A list, in PEM, that revokes the certificates with these serial numbers.
+    pub fn revoking(&self, serials: &[u64]) -> String {
+        let day = |year| rcgen::date_time_ymd(year, 1, 1);
+        let revoked = serials.iter().map(|&serial| RevokedCertParams {
+            serial_number: serial.into(),
+            revocation_time: day(2025),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: day(2025),
+            next_update: day(2099),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&self.issuer).expect("signed");
+        list.pem().expect("PEM")
     }
 }
 

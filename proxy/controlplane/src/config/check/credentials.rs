@@ -174,7 +174,7 @@ impl Checker<'_> {
 }
 
 /// A name as a file's name, for a cure that can be copied.
-fn plain_file_name(name: &str) -> String {
+pub(super) fn plain_file_name(name: &str) -> String {
     if shape::has_key(name)
         || !name
             .bytes()

@@ -1,13 +1,14 @@
 //! `[host.NAME]`: certificates, and the routes by host.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 
-use policy::Listener;
+use policy::{Listener, Require};
 
 use super::{Checker, served_name};
 use crate::config::draft::{Certificates, HostDraft};
 use crate::config::file;
-use crate::config::file::Item;
+use crate::config::file::{ClientCertificate, Item};
 use crate::config::report::{Problem, one_of, quote};
 use crate::config::written::OneOrMany;
 
@@ -72,6 +73,11 @@ impl Checker<'_> {
                     Certificates::None
                 },
                 client_ca: item.and_then(|item| self.path(Some(item), &fields.client_ca)),
+                client_auth_optional: fields
+                    .client_certificate
+                    .as_ref()
+                    .is_some_and(|written| written.value == ClientCertificate::Request),
+                client_crls: self.client_crls(item),
                 allow_world_readable: fields
                     .allow_world_readable
                     .as_ref()
@@ -81,6 +87,60 @@ impl Checker<'_> {
             });
         }
         hosts
+    }
+
+    fn client_crls(&mut self, item: Option<&Item<file::Host>>) -> Vec<PathBuf> {
+        let Some(item) = item else {
+            return Vec::new();
+        };
+        let fields = &item.fields;
+        let needs_ca = [
+            ("client_crl", fields.client_crl.is_some()),
+            ("client_certificate", fields.client_certificate.is_some()),
+        ];
+        for (field, is_there) in needs_ca {
+            if is_there && fields.client_ca.is_none() && !item.is_unread("client_ca") {
+                let place = self.file.place(item);
+                self.push(
+                    Problem::error(format!("`{field}` without `client_ca`, which it is about"))
+                        .at(place)
+                        .cure("name the CAs of the callers' certificates in `client_ca`"),
+                );
+            }
+        }
+        let list = fields.client_crl.as_ref().map(|list| list.0.clone());
+        let list = list.unwrap_or_default();
+        let paths = list
+            .iter()
+            .filter_map(|written| self.path_of(item, written));
+        paths.collect()
+    }
+
+    /// Callers that need a certificate on hosts that ask for none could never call.
+    pub(super) fn callers_by_certificate(&mut self, hosts: &[HostDraft]) {
+        for host in hosts.iter().filter(|host| host.client_ca.is_none()) {
+            for route in &host.routes {
+                for caller in route.named_callers.iter().map(|&at| &self.callers[at]) {
+                    let is_alone = caller.tokens.is_empty() && caller.networks.is_empty();
+                    let needs = caller.require == Require::All || is_alone;
+                    if caller.certificates.is_empty() || !needs {
+                        continue;
+                    }
+                    self.report.push(
+                        Problem::error(format!(
+                            "the caller {} must show a certificate, and the host {} asks for none",
+                            quote(&caller.name),
+                            quote(&host.name)
+                        ))
+                        .at(route.place.clone())
+                        .cure(format!(
+                            "write [host.\"{}\"] with `client_ca`, the CAs of the callers' certificates",
+                            host.name
+                        )),
+                    );
+                }
+            }
+        }
     }
 
     fn host_listeners(

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use policy::{Listener, UnknownSni};
 
 use super::Checker;
+use super::callers::Takes;
 use crate::config::draft::HostDraft;
 use crate::config::report::{Place, Problem, quote};
 
@@ -18,6 +19,7 @@ impl Checker<'_> {
                 name: Arc::from("https"),
                 addresses: vec![SocketAddr::from(([0, 0, 0, 0], 443))],
                 tls: true,
+                proxies: Vec::new(),
                 unknown_sni: UnknownSni::Refuse,
             }];
         }
@@ -120,10 +122,15 @@ impl Checker<'_> {
                     );
                 }
             }
+            let proxies = match &item.fields.proxy_protocol {
+                Some(list) => self.networks(item, &list.0, Takes::Networks),
+                None => Vec::new(),
+            };
             listeners.push(Listener {
                 name: Arc::from(name),
                 addresses,
                 tls,
+                proxies,
                 unknown_sni,
             });
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use policy::{ForwardingField, Injection};
 
-use crate::config::draft::{CredentialDraft, Draft, RouteDraft, UpstreamDraft};
+use crate::config::draft::{CallerDraft, CredentialDraft, Draft, RouteDraft, UpstreamDraft};
 use crate::config::file::{File, Item};
 use crate::config::report::{Place, Problem, Report, quote};
 use crate::config::written::{Period, Written};
@@ -44,14 +44,17 @@ pub fn check(file: &File) -> (Draft, Report) {
     let listeners = checker.listeners();
     checker.upstreams(&listeners);
     checker.credentials();
+    checker.caller_sections();
     checker.routes();
     let hosts = checker.hosts(&listeners);
+    checker.callers_by_certificate(&hosts);
     checker.sni_hosts(&listeners, &hosts);
     checker.unused();
     let Checker {
         mut report,
         upstreams,
         credentials,
+        callers,
         ..
     } = checker;
     let mut all = file.problems.clone();
@@ -68,6 +71,7 @@ pub fn check(file: &File) -> (Draft, Report) {
         hosts,
         upstreams,
         credentials,
+        callers,
         limits,
         settings,
         user_place: file.server.as_ref().and_then(|server| {
@@ -99,6 +103,10 @@ struct Checker<'f> {
     /// `None`: it is there but cannot be used.
     credential_sections: HashMap<String, Option<usize>>,
     credential_used: HashSet<String>,
+    callers: Vec<CallerDraft>,
+    /// Every `[caller.NAME]`.
+    caller_names: HashMap<String, usize>,
+    caller_used: HashSet<usize>,
     /// How each named credential says that it is written.
     injections: HashMap<String, Option<Injection>>,
     /// Routes by host, in the order of the file.
@@ -118,6 +126,9 @@ impl<'f> Checker<'f> {
             credentials: Vec::new(),
             credential_sections: HashMap::new(),
             credential_used: HashSet::new(),
+            callers: Vec::new(),
+            caller_names: HashMap::new(),
+            caller_used: HashSet::new(),
             injections: HashMap::new(),
             routes: BTreeMap::new(),
         }
@@ -286,6 +297,15 @@ impl<'f> Checker<'f> {
                         quote(&item.name)
                     ))
                     .at(place),
+                );
+            }
+        }
+        for (index, item) in file.callers.iter().enumerate() {
+            if !self.caller_used.contains(&index) && sure {
+                let place = file.place(item);
+                self.push(
+                    Problem::warning(format!("no route names the caller {}", quote(&item.name)))
+                        .at(place),
                 );
             }
         }

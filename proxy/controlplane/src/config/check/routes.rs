@@ -46,7 +46,8 @@ impl Checker<'_> {
             .as_ref()
             .and_then(|written| self.route_path(item, written, "upstream_path"));
         let methods = self.methods(item);
-        let callers = self.callers(item);
+        let admission = self.admission(item);
+        self.wide_networks(item, &admission);
         let targets = match self.named_upstream(item) {
             // An unknown preset or upstream was reported; nothing follows from it.
             Err(()) => Vec::new(),
@@ -111,7 +112,9 @@ impl Checker<'_> {
                 name: name.clone(),
                 path: target.path,
                 methods: methods.clone(),
-                callers: callers.clone(),
+                callers: admission.callers.clone(),
+                named_callers: admission.named.clone(),
+                denied: admission.denied.clone(),
                 upstream: target.upstream,
                 credential: credential.clone(),
                 upstream_path: target.upstream_path,

@@ -225,6 +225,7 @@ fn a_host_that_asks_for_client_certificates_never_resumes() {
     let options = ServerTls {
         tickets: Some(Ticketers::new().for_host("api", "").unwrap()),
         client_ca: Some(roots),
+        client_crls: Vec::new(),
         client_auth_optional: false,
     };
     let server = server_config(vec![ca.leaf(&["api.example.com"])], &options).unwrap();
