@@ -29,6 +29,7 @@
 
 mod caller;
 mod controls;
+mod cuts;
 mod judge;
 mod setting;
 mod upstream;
@@ -130,6 +131,19 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// How a seed is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Plan {
+    pub broken: Option<Break>,
+    pub logs: bool,
+    /// With a few callers.
+    pub is_small: bool,
+    /// [`Report::waits`] is wanted.
+    pub notes_waits: bool,
+    /// What happens after which step, and nothing goes wrong by itself from then on.
+    pub cut: Option<(u64, cuts::Cut)>,
+}
+
 /// What the run's tasks share.
 struct Stage {
     judge: Rc<Judge>,
@@ -145,8 +159,28 @@ struct Stage {
 /// # Errors
 /// What must not have been, with the seed that brings it about.
 pub fn run(seed: u64, broken: Option<Break>, logs: bool) -> Result<Report, Failure> {
+    run_as(
+        seed,
+        Plan {
+            broken,
+            logs,
+            ..Plan::default()
+        },
+    )
+}
+
+/// Runs one seed in one way.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_as(seed: u64, plan: Plan) -> Result<Report, Failure> {
     let random = Random::new(seed);
-    let mut setting = Setting::draw(&random);
+    let mut setting = if plan.is_small {
+        Setting::draw_small(&random)
+    } else {
+        Setting::draw(&random)
+    };
+    let Plan { broken, logs, .. } = plan;
     setting.world.loses_at_stop = broken == Some(Break::LosesAtStop);
     let world = World::new(random.next(), setting.world);
     let judge = Judge::new(&world, &setting, logs);
@@ -173,6 +207,18 @@ pub fn run(seed: u64, broken: Option<Break>, logs: bool) -> Result<Report, Failu
         callers: Cell::new(0),
         drain: RefCell::new(drain),
     });
+    if plan.notes_waits {
+        world.note_waits();
+    }
+    if let Some((step, cut)) = plan.cut {
+        let stage = Rc::downgrade(&stage);
+        let act = Box::new(move || {
+            if let Some(stage) = stage.upgrade() {
+                cut.act(&stage);
+            }
+        });
+        judge.schedule(judge::Due { step, act });
+    }
     let (ready, _started) = mpsc::channel();
     let main = async {
         world.spawn_outside(direct(Rc::clone(&stage)));
@@ -197,6 +243,15 @@ pub fn run(seed: u64, broken: Option<Break>, logs: bool) -> Result<Report, Failu
         let sockets = world.sockets_open();
         if sockets > 0 {
             judge.accuse(|| format!("{sockets} sockets outlive their worker"));
+        }
+        for gauge in [Counter::exchanges_open, Counter::connections_open] {
+            let open = counters.get(gauge);
+            if open > 0 {
+                judge.accuse(|| format!("{open} {} outlive their worker", gauge.name()));
+            }
+        }
+        if !judge.is_over() {
+            judge.accuse(|| "what was to happen has not".to_owned());
         }
     }
     BROKEN.set(None);
@@ -244,11 +299,15 @@ async fn direct(stage: Rc<Stage>) {
     let judge = &stage.judge;
     let world = Rc::clone(&judge.world);
     let random = &world.random;
-    world.spawn_outside(rotate(Rc::clone(&stage)));
+    let is_cut = !judge.is_over();
+    if stage.setting.rotates {
+        world.spawn_outside(rotate(Rc::clone(&stage)));
+    }
     stage.callers.set(stage.setting.callers);
     for number in 0..stage.setting.callers {
         let client = SocketAddr::from(([10, 9, 0, number as u8], 40_000 + number as u16));
-        let pause = Duration::from_millis(random.below(2_500) as u64);
+        let pause = random.below(stage.setting.arrival.as_millis() as usize);
+        let pause = Duration::from_millis(pause as u64);
         let stage = Rc::clone(&stage);
         world.spawn_outside(async move {
             sleep(pause).await;
@@ -264,6 +323,9 @@ async fn direct(stage: Rc<Stage>) {
             judge.saw("draining with callers");
             stage.lifecycle.advance(Phase::Draining);
         }
+    }
+    if is_cut && stage.lifecycle.phase() == Phase::Serving {
+        cuts::follow_up(&stage).await;
     }
     if stage.lifecycle.phase() == Phase::Serving {
         let begun = world.clock();

@@ -179,6 +179,8 @@ impl<G, L: Line<G> + Unpin> Future for Waiting<G, L> {
         if let Some(grant) = self.ticket.grant.take() {
             return Poll::Ready(grant);
         }
+        #[cfg(test)]
+        crate::rt::simulated::waits();
         *self.ticket.waker.borrow_mut() = Some(context.waker().clone());
         Poll::Pending
     }

@@ -14,6 +14,7 @@
 //! What it lacks: the kernel. Registrations, flags and errno of the real drivers have tests of
 //! their own.
 
+use std::backtrace::Backtrace;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -105,6 +106,8 @@ pub struct Setup {
     pub latency_max: Duration,
     /// Bytes that may be under way and unread in one direction.
     pub window: usize,
+    /// The same towards callers.
+    pub window_down: usize,
     /// Receives that are stopped lose what has arrived: for a control of the simulation.
     pub loses_at_stop: bool,
 }
@@ -186,6 +189,36 @@ pub struct World {
     tokens: RefCell<HashMap<RawFd, (End, SocketAddr)>>,
     /// Polls so far.
     steps: Cell<u64>,
+    /// All connections that there were.
+    links: RefCell<Vec<Weak<Link>>>,
+    /// What tasks of ours waited for: after which step, and from where.
+    waits: RefCell<Vec<Wait>>,
+    /// The task that runs is ours, and it is to be noted what it waits for.
+    notes: Cell<bool>,
+    runs_ours: Cell<bool>,
+    /// The step whose waiting is to be looked at.
+    looks_at: Cell<u64>,
+    /// Where a task of ours stood at the end of that step.
+    seen: RefCell<Vec<Backtrace>>,
+}
+
+/// Something that a task waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wait {
+    /// The step in which it began.
+    pub step: u64,
+    /// The same for the same stack, within a process.
+    pub stack: u64,
+}
+
+/// What befalls all connections of one kind at once, between two steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blow {
+    /// Their far ends have sent all they will.
+    Finish,
+    Reset,
+    /// Nothing arrives any more in either direction, until our side closes.
+    Silence,
 }
 
 impl World {
@@ -206,6 +239,12 @@ impl World {
             listens: Cell::new(false),
             tokens: RefCell::default(),
             steps: Cell::new(0),
+            links: RefCell::default(),
+            waits: RefCell::default(),
+            notes: Cell::new(false),
+            runs_ours: Cell::new(false),
+            looks_at: Cell::new(u64::MAX),
+            seen: RefCell::default(),
         })
     }
 
@@ -249,6 +288,73 @@ impl World {
     /// How often a task has run.
     pub fn steps(&self) -> u64 {
         self.steps.get()
+    }
+
+    /// Notes from now on what tasks of our side wait for.
+    pub fn note_waits(&self) {
+        self.notes.set(true);
+    }
+
+    /// What was noted.
+    pub fn waits(&self) -> Vec<Wait> {
+        self.waits.take()
+    }
+
+    /// Looks at where the task waits that runs in this step.
+    pub fn look_at(&self, step: u64) {
+        self.looks_at.set(step);
+    }
+
+    /// What was seen: a stack for each thing that the task waited for.
+    pub fn seen(&self) -> Vec<Backtrace> {
+        self.seen.take()
+    }
+
+    /// Lets this befall all connections to callers, or to upstreams, now.
+    pub fn strike(&self, callers: bool, blow: Blow) {
+        let links: Vec<_> = (self.links.borrow().iter())
+            .filter_map(Weak::upgrade)
+            .filter(|link| matches!(link.far, Far::Caller(_)) == callers)
+            .collect();
+        for link in links {
+            match blow {
+                // Whoever has closed already hears no more.
+                Blow::Silence => link.is_silent.set(!link.to_us.0.borrow().is_closed),
+                Blow::Finish => {
+                    let mut pipe = link.to_us.0.borrow_mut();
+                    pipe.is_finished = true;
+                    let pipe = &mut *pipe;
+                    for piece in pipe.under_way.drain(..) {
+                        if let Piece::Bytes(bytes) = piece
+                            && !pipe.is_closed
+                            && !std::mem::take(&mut pipe.is_swallowing)
+                        {
+                            pipe.arrived.extend_from_slice(&bytes);
+                        }
+                    }
+                    pipe.under_way_bytes = 0;
+                    pipe.is_ended = true;
+                }
+                Blow::Reset => {
+                    for pipe in [&link.to_us, &link.to_peer] {
+                        let mut pipe = pipe.0.borrow_mut();
+                        pipe.under_way.clear();
+                        pipe.under_way_bytes = 0;
+                        pipe.is_finished = true;
+                        pipe.is_reset = true;
+                    }
+                }
+            }
+            link.to_us.wake_all();
+            link.to_peer.wake_all();
+        }
+    }
+
+    /// Whether what travels on this connection is held, so that it may not have arrived when it was due.
+    pub fn is_silent(&self, number: u64) -> bool {
+        let links = self.links.borrow();
+        let mut links = links.iter().filter_map(Weak::upgrade);
+        links.any(|link| link.number == number && link.is_silent.get())
     }
 
     fn outside(&self) -> Rc<dyn Outside> {
@@ -306,7 +412,10 @@ impl World {
         let Some(mut body) = task.body.take() else {
             return;
         };
-        match body.as_mut().poll(&mut Context::from_waker(&task.waker)) {
+        self.runs_ours.set(task.is_ours);
+        let polled = body.as_mut().poll(&mut Context::from_waker(&task.waker));
+        self.runs_ours.set(false);
+        match polled {
             Poll::Pending => task.body.set(Some(body)),
             Poll::Ready(()) => {
                 self.tasks.borrow_mut().remove(&id);
@@ -373,12 +482,19 @@ impl World {
     }
 
     fn link(self: &Rc<Self>, far: Far) -> (End, End) {
+        let to_peer = match far {
+            Far::Caller(_) => self.setup.window_down,
+            Far::Upstream(_) => self.setup.window,
+        };
         let link = Rc::new(Link {
             number: self.number(),
             far,
             to_us: Pipe::new(self.setup.window),
-            to_peer: Pipe::new(self.setup.window),
+            to_peer: Pipe::new(to_peer),
+            is_silent: Cell::new(false),
+            held: RefCell::default(),
         });
+        self.links.borrow_mut().push(Rc::downgrade(&link));
         let end = |side| End {
             world: Rc::clone(self),
             link: Rc::clone(&link),
@@ -411,7 +527,13 @@ impl World {
         sleep(self.latency()).await;
         match reception {
             Reception::Refuse => return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
-            Reception::Silence => std::future::pending().await,
+            Reception::Silence => {
+                poll_fn(|_| {
+                    waits();
+                    Poll::<()>::Pending
+                })
+                .await;
+            }
             Reception::Accept => {}
         }
         let (ours, theirs) = self.link(Far::Upstream(address));
@@ -580,6 +702,7 @@ impl Timer {
         if self.due <= self.world.clock.get() {
             return Poll::Ready(());
         }
+        waits();
         let wake = Event::Wake(context.waker().clone());
         (self.world.events.borrow_mut()).insert((self.due, self.number), wake);
         Poll::Pending
@@ -593,6 +716,32 @@ impl Drop for Timer {
     }
 }
 
+/// A task is about to wait, here.
+pub fn waits() {
+    let Some(world) = World::current().filter(|world| world.runs_ours.get()) else {
+        return;
+    };
+    let step = world.steps.get();
+    if world.notes.get() {
+        let stack = stack();
+        world.waits.borrow_mut().push(Wait { step, stack });
+    }
+    if step == world.looks_at.get() {
+        world.seen.borrow_mut().push(Backtrace::force_capture());
+    }
+}
+
+/// The stack's addresses, in one number: a hundred times cheaper than their names.
+fn stack() -> u64 {
+    let mut frames = [std::ptr::null_mut(); 64];
+    // SAFETY: at most as many addresses are written as there is room for.
+    let count = unsafe { libc::backtrace(frames.as_mut_ptr(), frames.len() as libc::c_int) };
+    let count = usize::try_from(count).unwrap_or(0);
+    (frames[..count].iter()).fold(0xcbf2_9ce4_8422_2325, |hash: u64, frame| {
+        (hash ^ frame.addr() as u64).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
 /// Lets others run first, if the dice say so.
 pub async fn yield_now() {
     let mut yielded = false;
@@ -600,6 +749,7 @@ pub async fn yield_now() {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
+        waits();
         context.waker().wake_by_ref();
         Poll::Pending
     })
@@ -627,6 +777,9 @@ pub struct Link {
     pub far: Far,
     to_us: Pipe,
     to_peer: Pipe,
+    /// What arrives is held, until our side closes.
+    is_silent: Cell<bool>,
+    held: RefCell<Vec<Side>>,
 }
 
 /// One direction of a connection.
@@ -735,6 +888,9 @@ impl Link {
     }
 
     fn arrive(self: &Rc<Self>, world: &World, side: Side) {
+        if self.is_silent.get() {
+            return self.held.borrow_mut().push(side);
+        }
         let mut refused = false;
         {
             let mut pipe = self.towards(side).0.borrow_mut();
@@ -892,6 +1048,7 @@ impl End {
         if pipe.is_readable() {
             return Poll::Ready(());
         }
+        waits();
         pipe.reader = Some(context.waker().clone());
         Poll::Pending
     }
@@ -910,6 +1067,7 @@ impl End {
             if is_over || pipe.is_finished || pipe.room() * 3 >= pipe.window {
                 return Poll::Ready(());
             }
+            waits();
             pipe.writer = Some(context.waker().clone());
             Poll::Pending
         })
@@ -1002,6 +1160,13 @@ impl Drop for End {
             self.link.post(&self.world, self.far_side(), Piece::Reset);
         } else {
             self.finish();
+        }
+        if self.side == Side::Us && self.link.is_silent.replace(false) {
+            for side in self.link.held.take() {
+                let event = Event::Arrival(Rc::clone(&self.link), side);
+                let now = self.world.clock.get();
+                (self.world.events.borrow_mut()).insert((now, self.world.number()), event);
+            }
         }
     }
 }

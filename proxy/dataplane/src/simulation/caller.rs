@@ -35,6 +35,37 @@ pub async fn call(judge: Rc<Judge>, client: SocketAddr) {
     }
 }
 
+/// Makes one request that is in order. Whether an upstream has answered it, whole.
+pub async fn ask(judge: Rc<Judge>, client: SocketAddr, route: usize) -> bool {
+    let Some(end) = judge.world.call(client) else {
+        return false;
+    };
+    let mut caller = Caller {
+        judge: Rc::clone(&judge),
+        end,
+        received: Vec::new(),
+    };
+    let nonce = judge.ask(caller.id(), route, true);
+    let request = Request {
+        nonce,
+        route,
+        bytes: format!("GET /r{route}/n{nonce:08} HTTP/1.1\r\nHost: {HOST}\r\n\r\n").into_bytes(),
+        is_head: false,
+        is_http10: false,
+        closes: false,
+        is_bad: false,
+    };
+    let _ = caller.end.send(request.bytes.clone()).await;
+    let mut reader = Reader {
+        judge: &judge,
+        end: &caller.end,
+        received: &mut caller.received,
+    };
+    let got = reader.answer(&request).await;
+    matches!(got, Got::Whole { .. })
+        && (judge.with_asked(nonce, |asked| asked.is_answered)).unwrap_or(false)
+}
+
 struct Caller {
     judge: Rc<Judge>,
     end: End,

@@ -18,7 +18,7 @@ use super::setting::{
 use super::upstream;
 use crate::core::Core;
 use crate::record::{self, Content, Opener};
-use crate::rt::simulated::{End, Far, Link, Outside, Reception, World};
+use crate::rt::simulated::{End, Far, Link, Outside, Reception, Wait, World};
 use crate::session::simulated as greeting;
 
 /// The nonce of what nobody has asked for.
@@ -132,11 +132,21 @@ pub struct Report {
     pub digest: u64,
     /// How often each thing happened.
     pub events: HashMap<&'static str, u64>,
+    /// What tasks of ours waited for, if it was to be noted.
+    pub waits: Vec<Wait>,
+    /// Where it stood when it was struck: a stack for each thing that it waited for.
+    pub seen: Vec<String>,
+}
+
+/// What happens after a step, once.
+pub struct Due {
+    pub step: u64,
+    pub act: Box<dyn FnOnce()>,
 }
 
 pub struct Judge {
     pub world: Rc<World>,
-    pub fault_one_in: usize,
+    pub fault_one_in: Cell<usize>,
     pub versions: Cell<[u64; CREDENTIALS]>,
     violations: RefCell<Vec<String>>,
     nonces: Cell<u64>,
@@ -158,13 +168,14 @@ pub struct Judge {
     myself: RefCell<std::rc::Weak<Judge>>,
     finders: [memmem::Finder<'static>; 3],
     log: Option<RefCell<Vec<String>>>,
+    due: RefCell<Option<Due>>,
 }
 
 impl Judge {
     pub fn new(world: &Rc<World>, setting: &setting::Setting, logs: bool) -> Rc<Self> {
         let judge = Rc::new(Self {
             world: Rc::clone(world),
-            fault_one_in: setting.fault_one_in,
+            fault_one_in: Cell::new(setting.fault_one_in),
             versions: Cell::new([1; CREDENTIALS]),
             violations: RefCell::default(),
             nonces: Cell::new(0),
@@ -185,6 +196,7 @@ impl Judge {
                 memmem::Finder::new(b"~n"),
             ],
             log: logs.then(RefCell::default),
+            due: RefCell::default(),
         });
         *judge.myself.borrow_mut() = Rc::downgrade(&judge);
         judge
@@ -242,12 +254,25 @@ impl Judge {
             steps: self.world.steps(),
             digest: self.digest.get(),
             events: self.events.borrow().clone(),
+            waits: self.world.waits(),
+            seen: (self.world.seen().iter().map(ToString::to_string)).collect(),
         }
+    }
+
+    /// Lets something happen after a step. Nothing goes wrong by itself from then on.
+    pub fn schedule(&self, due: Due) {
+        self.world.look_at(due.step);
+        *self.due.borrow_mut() = Some(due);
+    }
+
+    /// Whether it has happened, or nothing was to.
+    pub fn is_over(&self) -> bool {
+        self.due.borrow().is_none()
     }
 
     /// Whether a fault is due.
     pub fn is_faulty(&self) -> bool {
-        self.world.random.one_in(self.fault_one_in)
+        self.world.random.one_in(self.fault_one_in.get())
     }
 
     /// A caller is about to send a request on its connection.
@@ -374,14 +399,16 @@ impl Judge {
 
     /// A request was written to a connection on which there is something extra. Whoever had
     /// written before it came cannot know that it is not the answer.
-    fn follows_extra(&self, extra: &Extra, text: &[u8]) {
+    fn follows_extra(&self, link: u64, extra: &Extra, text: &[u8]) {
         let nonce = memmem::find(text, b" /r")
             .and_then(|at| std::str::from_utf8(text.get(at + 5..at + 14)?).ok())
             .and_then(nonce_of);
         let Some(nonce) = nonce else {
             return self.is_vague.set(true);
         };
-        if extra.written.is_some_and(|written| written > extra.arrives) {
+        if extra.written.is_some_and(|written| written > extra.arrives)
+            && !self.world.is_silent(link)
+        {
             self.accuse(|| {
                 format!("request {nonce} was sent on a connection on which something stood behind the last answer")
             });
@@ -504,7 +531,7 @@ impl Judge {
                         }
                     }
                     if let Some(extra) = extra.take() {
-                        self.follows_extra(&extra, &record[range]);
+                        self.follows_extra(link, &extra, &record[range]);
                     }
                     keep_tail(tail);
                 }
@@ -737,6 +764,11 @@ impl Outside for Judge {
 
     fn step(&self) -> bool {
         self.check_step();
+        let due = (self.due.borrow_mut()).take_if(|due| due.step <= self.world.steps());
+        if let Some(due) = due {
+            self.fault_one_in.set(usize::MAX);
+            (due.act)();
+        }
         self.violations.borrow().is_empty()
     }
 }

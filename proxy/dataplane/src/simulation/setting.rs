@@ -93,6 +93,10 @@ pub fn name(upstream: usize) -> String {
     format!("up{upstream}.example.net")
 }
 
+fn ms(ms: usize) -> Duration {
+    Duration::from_millis(ms as u64)
+}
+
 /// What one seed draws once.
 pub struct Setting {
     pub world: Setup,
@@ -100,10 +104,16 @@ pub struct Setting {
     pub server: ServerLimits,
     /// Connections of callers in the run.
     pub callers: usize,
+    /// They come within this time.
+    pub arrival: Duration,
     /// Exchanges go wrong once in so many times, on either side.
     pub fault_one_in: usize,
-    /// The key changes once in this time, about.
+    /// The keys change by themselves, one once in this time, about.
+    pub rotates: bool,
     pub rotation: Duration,
+    /// So many of [`ROUTES`] are configured, and a request's body may be so long on them.
+    pub routes: usize,
+    pub body_bytes_max: u64,
     /// The worker is told to drain while callers still come.
     pub drains_early: bool,
     pub on_echo: [OnEcho; ROUTES.len()],
@@ -114,13 +124,14 @@ static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| Arc::new(IDENTITY.cli
 
 impl Setting {
     pub fn draw(random: &Random) -> Self {
-        let ms = |ms: usize| Duration::from_millis(ms as u64);
+        let window = *random.one_of(&[1_500, 8_000, 64 * 1024, 256 * 1024]);
         let world = Setup {
             lends: random.one_in(2),
             cut: *random.one_of(&[Cut::Whole, Cut::Somewhere, Cut::Somewhere, Cut::Everywhere]),
             is_stingy: random.one_in(2),
             latency_max: ms(*random.one_of(&[0, 1, 5, 40])),
-            window: *random.one_of(&[1_500, 8_000, 64 * 1024, 256 * 1024]),
+            window,
+            window_down: window,
             loses_at_stop: false,
         };
         let upstream = UpstreamLimits {
@@ -148,7 +159,11 @@ impl Setting {
             upstream,
             server,
             callers: random.within(6..=24),
+            arrival: ms(2_500),
             fault_one_in: *random.one_of(&[2, 4, 4, 12, 1_000]),
+            rotates: true,
+            routes: ROUTES.len(),
+            body_bytes_max: u64::MAX,
             rotation: ms(*random.one_of(&[60, 300, 2_000])),
             drains_early: random.one_in(4),
             on_echo: std::array::from_fn(|_| *random.one_of(&echoes)),
@@ -156,8 +171,40 @@ impl Setting {
         }
     }
 
+    /// A few callers, and whatever else there may be: every send may have to wait, every limit may be
+    /// met.
+    pub fn draw_small(random: &Random) -> Self {
+        let mut setting = Self::draw(random);
+        setting.callers = random.within(1..=3);
+        setting.arrival = ms(*random.one_of(&[1, 100, 1_000]));
+        setting.world.window = *random.one_of(&[40, 300, 1_500, 256 * 1024]);
+        setting.world.window_down = *random.one_of(&[setting.world.window, 60, 300, 1_500]);
+        if setting.world.window.min(setting.world.window_down) < 1_500 {
+            // Whoever sends much would otherwise take minutes.
+            setting.world.latency_max = ms(1);
+        }
+        setting.routes = *random.one_of(&[ROUTES.len(), ROUTES.len(), ROUTES.len() - 1]);
+        setting.body_bytes_max = *random.one_of(&[10_000, u64::MAX]);
+        setting.server.exchanges_max = *random.one_of(&[1, 3, 1_000]);
+        setting.fault_one_in = *random.one_of(&[1, 2, 3, 1_000]);
+        setting.upstream.connections_max = random.within(1..=2);
+        setting.drains_early = false;
+        setting.rotates = false;
+        setting
+    }
+
     /// The configuration with these versions of the keys.
     pub fn snapshot(&self, generation: u64, versions: [u64; CREDENTIALS]) -> Snapshot {
+        self.snapshot_of(generation, versions, self.routes)
+    }
+
+    /// The same with so many of the routes.
+    pub fn snapshot_of(
+        &self,
+        generation: u64,
+        versions: [u64; CREDENTIALS],
+        routes: usize,
+    ) -> Snapshot {
         let upstreams: Vec<Arc<Upstream>> = (0..UPSTREAMS)
             .map(|at| {
                 Arc::new(Upstream {
@@ -174,6 +221,7 @@ impl Setting {
         let routes = ROUTES
             .iter()
             .enumerate()
+            .take(routes)
             .map(|(at, &(upstream, credential))| {
                 let credential = credential.map(|credential| {
                     let written = Credential::new(
@@ -215,7 +263,7 @@ impl Setting {
                     refused: Vec::new(),
                     audit_required: self.audit_required,
                     retry_with_idempotency_key: false,
-                    body_bytes_max: u64::MAX,
+                    body_bytes_max: self.body_bytes_max,
                     response_head_timeout: None,
                     on_echo: self.on_echo[at],
                     on_uninspected: OnUninspected::Refuse,

@@ -9,7 +9,7 @@ use super::{Failure, run};
 const SEEDS: u64 = 200;
 
 /// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
+pub(super) fn setting(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok()?;
     Some(
         text.parse()
