@@ -138,10 +138,10 @@ const FILES: [&str; 8] = [
 type Point = (&'static str, usize);
 
 /// What is not cut, by what stands in its line or in the two above it, and why.
-const ELSEWHERE: [(&str, &str); 12] = [
+const ELSEWHERE: [(&str, &str); 16] = [
     ("greet(core,", "callers speak clear text here: tls/tests.rs"),
     ("tls::accept(", "the same"),
-    ("fn recv_raw", "the same"),
+    ("let before = inner.inbox.len()", "the same"),
     ("fn send_raw", "the same"),
     ("down.goodbye()", "clear text has none: transport/tests.rs"),
     ("send_within(Duration::from_secs(1))", "the same"),
@@ -163,6 +163,16 @@ const ELSEWHERE: [(&str, &str); 12] = [
         "few seeds draw so much at hand at once: relay/tests.rs",
     ),
     ("place.is_none()", "too few wait at once: buffer.rs"),
+    (
+        "behind_proxy(",
+        "nobody stands behind a load balancer here: it callers::",
+    ),
+    ("down.recv_raw(", "the same"),
+    ("header.await", "the same"),
+    (
+        "rt::yield_now()",
+        "no caller pipelines so many refused requests: connection/tests.rs",
+    ),
 ];
 
 /// The same for what only passes on what is there.
