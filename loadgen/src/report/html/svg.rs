@@ -82,6 +82,10 @@ impl Scale {
     }
 }
 
+/// Half of what a character of a label takes, in units of the plot: of the widest labels
+/// that there are, such as `+10 ms`.
+const LABEL_HALF: f64 = 4.2;
+
 /// 1, 2 or 5 times a power of ten, not below `step`.
 fn round_step(step: f64) -> f64 {
     let step = step.max(1e-9);
@@ -163,7 +167,7 @@ impl Plot {
                 self.out,
                 "<path class=\"grid\" d=\"M{x:.1} {top:.1}V{bottom:.1}\"/>"
             );
-            let half = label.chars().count() as f64 * 3.6;
+            let half = label.chars().count() as f64 * LABEL_HALF;
             // At the frame's right end a label leans inwards.
             let middle = x.min(self.width - half - 1.0);
             if middle - half >= free_from {
@@ -336,6 +340,14 @@ mod tests {
             knee: 5e3,
         };
         assert_eq!(signed.ticks(5), [-1e4, 0.0, 1e4, 1e5, 1e6]);
+    }
+
+    #[test]
+    fn a_label_at_the_end_leans_inwards() {
+        let mut plot = Plot::new(100.0, 50.0, 10.0, "a plot");
+        plot.x_marks(&[(1.0, "+10 ms".to_owned())], "");
+        // The frame ends at 88; six characters of 8.4 end a little before 100.
+        assert!(plot.finish(&[]).contains("x=\"73.8\""));
     }
 
     #[test]
