@@ -250,3 +250,40 @@ fn lock_files_name_no_private_registry() {
         }
     }
 }
+
+/// No dump of a process, which may hold its keys, and nothing else that a program left behind, is part of
+/// the repository.
+#[test]
+fn the_repository_holds_what_people_wrote() {
+    const BYTES_MAX: u64 = 1 << 20;
+    let top = root().parent().expect("the repository");
+    let listed = Command::new("git")
+        .current_dir(top)
+        .args(["ls-files", "-z"])
+        .output();
+    let Some(listed) = listed.ok().filter(|listed| listed.status.success()) else {
+        return crate::harness::cannot_run("this is no clone, or there is no git");
+    };
+    let names = String::from_utf8(listed.stdout).expect("names are text");
+    let names: Vec<&str> = names.split_terminator('\0').collect();
+    assert!(names.contains(&"Cargo.toml"), "the files were found");
+    for name in names {
+        let path = top.join(name);
+        // One that is removed and not yet committed so.
+        let Ok(metadata) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        assert!(
+            metadata.len() <= BYTES_MAX,
+            "{name}: {} bytes",
+            metadata.len()
+        );
+        if metadata.is_file() {
+            let begins = fs::read(&path).expect("readable");
+            assert!(
+                !begins.starts_with(b"\x7fELF"),
+                "{name} is a program or a dump of one"
+            );
+        }
+    }
+}
