@@ -237,7 +237,11 @@ impl<'r> Presented<'r> {
         }
         if let Some(query) = head.query() {
             for param in params(query) {
-                if self.route.strip_params.contains(&query[param.name.clone()]) {
+                let name = &query[param.name.clone()];
+                // What stays goes on to the API.
+                let is_stripped = self.route.strip_params.contains(name)
+                    && !self.route.keep_params.contains(name);
+                if is_stripped {
                     let value = query[param.name.end..param.whole.end]
                         .strip_prefix(b"=")
                         .unwrap_or_default();

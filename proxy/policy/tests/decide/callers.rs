@@ -132,6 +132,9 @@ fn a_token_is_found_wherever_a_key_could_stand() {
     }
     let in_query = format!("/?a=1&key={}&b=2", shown.replace('-', "%2D"));
     check_partner(partner("203.0.113.7"), &in_query, &[], by_token);
+    // A parameter that stays is forwarded, so nothing in it is a proof.
+    let in_kept = format!("/?token={shown}");
+    check_partner(partner("203.0.113.7"), &in_kept, &[], Err(401));
     // The next one is as good, and the trail says which it was.
     let next = [format!("Claviger-Token: {}", token("edge-next"))];
     let by_next = Ok(("edge", "address+token", Some("edge-next")));

@@ -371,6 +371,7 @@ static ROUTES: [Entry; 27] = [
             ],
         },
         denied: vec!["203.0.113.66/32".parse().expect("a network")],
+        keep_params: ParamSet::new(["token"]),
         ..r
     }),
     ("partner.example.com", "partner-query", |r| {
