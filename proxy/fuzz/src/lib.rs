@@ -18,10 +18,36 @@ use wire::framing::{self, BodyFraming};
 use wire::head::{HeadLimits, Method, Parse, RequestHead, ResponseHead, TargetForm, Version};
 use wire::inspect::{Inspector, Uninspected};
 use wire::names::{NameSet, ParamSet};
+use wire::proxy_header::ProxyHeader;
 use wire::rewrite::{self, Plan, RequestEdit, ResponseEdit};
 use wire::scrub::Scrubber;
 use wire::sieve::{OnHit, Sieve};
 use wire::target;
+
+/// What a load balancer says is read the same however it arrives, and no further than it goes.
+pub fn proxy_header(data: &[u8]) {
+    let whole = ProxyHeader::parse(data);
+    match whole {
+        Ok(ProxyHeader::Partial) => {}
+        Ok(ProxyHeader::Complete { length, .. }) => {
+            assert!((1..=data.len()).contains(&length));
+            assert_eq!(
+                ProxyHeader::parse(&data[..length]),
+                whole,
+                "what follows is the caller's"
+            );
+            for cut in 0..length {
+                assert_eq!(
+                    ProxyHeader::parse(&data[..cut]),
+                    Ok(ProxyHeader::Partial),
+                    "{cut}"
+                );
+            }
+        }
+        // More bytes mend nothing.
+        Err(error) => assert_eq!(ProxyHeader::parse(&[data, b"\r\n"].concat()), Err(error)),
+    }
+}
 
 /// Heads parse to what a plain reading of the lines gives, however they arrive, or not at all.
 ///

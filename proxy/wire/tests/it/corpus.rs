@@ -60,7 +60,7 @@ const DICTIONARY: &[&[u8]] = &[
 
 #[test]
 fn seeds_and_mutations_hold_every_property() {
-    let targets: [(&str, Body); 9] = [
+    let targets: [(&str, Body); 10] = [
         ("head", bodies::head),
         ("framing", bodies::framing),
         ("chunked", bodies::chunked),
@@ -70,6 +70,7 @@ fn seeds_and_mutations_hold_every_property() {
         ("search", bodies::search),
         ("sieve", bodies::sieve),
         ("frames", bodies::frames),
+        ("proxy_header", bodies::proxy_header),
     ];
     let mut rng = Rng::from_env("corpus");
     for (name, body) in targets {
