@@ -58,6 +58,7 @@ impl Ledger {
             token_version: None,
             client: IpAddr::V4(Ipv4Addr::new(10, 1, 2, 3)),
             client_port: 54_321,
+            told: None,
             host: HOST,
             method: head.method_str(),
             path: head.path(),
@@ -114,7 +115,7 @@ impl Done {
         let index = match snapshot.authorize(LISTENER, &caller(HOST), &head) {
             policy::Verdict::Allow(permit) => {
                 let framing = wire::framing::of_request(&head).expect("one length");
-                permit.inject(&head, framing, None, false, &mut plan);
+                permit.inject("", &head, framing, None, false, &mut plan);
                 permit.index()
             }
             policy::Verdict::Deny(denial) => panic!("{denial:?}"),

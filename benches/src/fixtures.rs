@@ -134,6 +134,7 @@ pub fn upstream() -> Upstream {
         host: HOST.into(),
         tls_name: server_name(),
         tls: Arc::new(IDENTITY.client.clone()),
+        is_hub: false,
         addresses: Arc::new([]),
         limits: UpstreamLimits {
             connections_max: 4096,
@@ -168,6 +169,7 @@ fn route(shared: &Shared, path: &str) -> Route {
         denied: Vec::new(),
         upstream: Arc::clone(&shared.upstream),
         credential: Some((CredentialId(1), Arc::clone(&shared.credential))),
+        further: Vec::new(),
         upstream_path: None,
         strip_fields: strip_fields(),
         strip_params: strip_params(),

@@ -33,7 +33,7 @@ fn exchange() -> Run {
             Verdict::Allow(permit) => permit,
             Verdict::Deny(denial) => panic!("{denial:?}"),
         };
-        let outbound = permit.inject(&request, framing, None, false, &mut request_plan);
+        let outbound = permit.inject("", &request, framing, None, false, &mut request_plan);
         let mut slices = Vec::with_capacity(24);
         outbound.slices(permit.pool_key(), &request_plan, &request, &mut slices);
         black_box(&slices);

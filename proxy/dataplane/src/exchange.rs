@@ -151,6 +151,7 @@ pub async fn run(
         let mut draft = draft.borrow_mut();
         draft.route = Some(permit.index());
         draft.admitted = Some(permit.admitted());
+        draft.told = permit.told().cloned().map(Box::new);
     }
     if let BodyFraming::Length(length) = framing
         && length > route.body_bytes_max
@@ -543,7 +544,14 @@ impl Exchange<'_> {
         } else {
             None
         };
-        let outbound = permit.inject(request, framing, upgrade, false, request_plan);
+        let outbound = permit.inject(
+            &self.draft.borrow().request_id,
+            request,
+            framing,
+            upgrade,
+            false,
+            request_plan,
+        );
         let key = lease.key();
         let (mut up_in, mut up_out) = lease.connection().split();
         let (_, mut down_out) = self.down.split();
@@ -609,7 +617,14 @@ impl Exchange<'_> {
             response_plan,
         } = desk;
         let expects_continue = request.expects_continue() && request.rest().is_empty();
-        let outbound = permit.inject(request, framing, None, expects_continue, request_plan);
+        let outbound = permit.inject(
+            &self.draft.borrow().request_id,
+            request,
+            framing,
+            None,
+            expects_continue,
+            request_plan,
+        );
         let key = lease.key();
         let (mut up_in, mut up_out) = lease.connection().split();
         let (mut down_in, mut down_out) = self.down.split();

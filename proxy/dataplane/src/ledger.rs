@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use handoff::{Counter, Counters, Lane, lane::Batch};
 use policy::audit::AuditRecord;
 use policy::snapshot::RouteIndex;
-use policy::{Admitted, Denial, Refuser};
+use policy::{Admitted, Denial, Refuser, Told};
 use wire::rewrite::Plan;
 
 use crate::core::View;
@@ -44,7 +44,11 @@ pub struct Draft {
     pub route: Option<RouteIndex>,
     /// How the caller was recognised; there is one as soon as there is a route.
     pub admitted: Option<Admitted>,
+    /// Which of the route's ways the request took.
+    pub way: usize,
     pub denied_on: Option<Box<str>>,
+    /// What the edge said that has brought the request.
+    pub told: Option<Box<Told>>,
     pub method: String,
     pub host: String,
     pub path: Vec<u8>,
@@ -78,7 +82,9 @@ impl Draft {
             view: None,
             route: None,
             admitted: None,
+            way: 0,
             denied_on: None,
+            told: None,
             method: String::new(),
             host: String::new(),
             path: Vec::new(),
@@ -109,7 +115,9 @@ impl Draft {
         self.view = Some(view);
         self.route = None;
         self.admitted = None;
+        self.way = 0;
         self.denied_on = None;
+        self.told = None;
         self.method.clear();
         self.host.clear();
         self.path.clear();
@@ -132,6 +140,7 @@ impl Draft {
         self.status = denial.status;
         self.refused = Some((denial.refuser, denial.reason));
         self.denied_on.clone_from(&denial.route);
+        self.told.clone_from(&denial.told);
     }
 
     fn encode(&self, event: &'static str, plan: Option<&Plan>, out: &mut Vec<u8>) {
@@ -140,10 +149,11 @@ impl Draft {
             .route
             .and_then(|index| snapshot.map(|snapshot| snapshot.route(index)));
         let admitted = self.admitted.zip(route.map(|route| &route.callers));
-        let upstream = route.map(|route| &route.upstream);
-        let credential = route
+        let way = route.map(|route| route.way(self.way));
+        let upstream = way.map(|(upstream, _)| upstream);
+        let credential = way
             .filter(|_| self.injected)
-            .and_then(|route| route.credential.as_ref())
+            .and_then(|(_, credential)| credential)
             .map(|(_, credential)| (credential.name(), credential.version()));
         AuditRecord {
             event,
@@ -158,10 +168,11 @@ impl Draft {
             token_version: admitted.and_then(|(admitted, callers)| admitted.token_version(callers)),
             client: self.client.ip(),
             client_port: self.client.port(),
-            host: if self.host.is_empty() {
-                self.server_name.as_deref().unwrap_or("")
-            } else {
-                &self.host
+            told: self.told.as_deref(),
+            host: match &self.told {
+                Some(told) => &told.authority,
+                None if self.host.is_empty() => self.server_name.as_deref().unwrap_or(""),
+                None => &self.host,
             },
             method: &self.method,
             path: &self.path,

@@ -445,6 +445,7 @@ pub fn upstream(number: u64, addresses: &[SocketAddr], limits: UpstreamLimits) -
         host: HOST.into(),
         tls_name: IDENTITY.name(),
         tls: Arc::new(IDENTITY.client()),
+        is_hub: false,
         addresses: addresses.into(),
         limits,
     })
@@ -474,6 +475,7 @@ pub fn snapshot(upstream: Arc<Upstream>) -> Snapshot {
         denied: Vec::new(),
         upstream,
         credential: Some((CredentialId(1), Arc::new(credential()))),
+        further: Vec::new(),
         upstream_path: None,
         strip_fields: NameSet::new(["authorization"]),
         strip_params: ParamSet::default(),

@@ -185,12 +185,70 @@ impl Callers {
         Err(denial)
     }
 
+    /// Whether an edge that has proven itself may use the route. It must be named: where an
+    /// edge is says nothing of its callers, so networks let none in.
+    pub(crate) fn admit_edge(&self, edge: &KnownEdge<'_>) -> Result<Admitted, Denial> {
+        let Callers::Named { callers, .. } = self else {
+            return Err(Denial::CALLER_REFUSED);
+        };
+        let is_it = |one: &Arc<NamedCaller>| Arc::ptr_eq(one, edge.caller);
+        let at = callers.iter().position(is_it);
+        Ok(Admitted {
+            caller: Some(at.ok_or(Denial::CALLER_REFUSED)?),
+            token: edge.token,
+            proofs: edge.proofs,
+        })
+    }
+
     /// The name of the rule on the audit trail.
     pub fn rule(&self) -> &'static str {
         match self {
             Callers::Open => "open",
             Callers::Networks(_) | Callers::Named { .. } => "address",
         }
+    }
+}
+
+/// An edge that has proven itself to be one of those that a host lists.
+pub(crate) struct KnownEdge<'s> {
+    caller: &'s Arc<NamedCaller>,
+    proofs: Proofs,
+    token: Option<usize>,
+}
+
+impl<'s> KnownEdge<'s> {
+    /// Which of the edges has sent the request. Of tokens it looks at the one in our own field.
+    ///
+    /// # Errors
+    /// As [`Callers::admit`].
+    pub(crate) fn recognise(
+        edges: &'s [Arc<NamedCaller>],
+        caller: &Caller<'_>,
+        head: &RequestHead,
+    ) -> Result<Self, Denial> {
+        let presented = Presented::in_own_field(head);
+        let mut denial = Denial::CALLER_REFUSED;
+        for one in edges {
+            match one.recognises(caller, &presented) {
+                // A network alone is no proof here, whatever the configuration has let pass.
+                Recognised::Yes { proofs, token } if proofs != Proofs::ADDRESS => {
+                    return Ok(Self {
+                        caller: one,
+                        proofs,
+                        token,
+                    });
+                }
+                Recognised::Yes { .. } | Recognised::WithoutProof => {
+                    denial = Denial::CALLER_UNPROVEN;
+                }
+                Recognised::No => {}
+            }
+        }
+        Err(denial)
+    }
+
+    pub(crate) fn name(&self) -> &'s str {
+        &self.caller.name
     }
 }
 

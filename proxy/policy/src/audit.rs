@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use wire::rewrite::Stripped;
 
+use crate::edge::Told;
 use crate::verdict::Refuser;
 
 /// Bytes of a path that are recorded; the rest is cut, and the record says so.
@@ -40,6 +41,9 @@ pub struct AuditRecord<'a> {
     pub client: IpAddr,
     /// The peer's port.
     pub client_port: u16,
+    /// What the edge said that has brought the request, if one has: its own name, its
+    /// caller's address as it saw it, and its own request id, by which the trails join.
+    pub told: Option<&'a Told>,
     /// The virtual host asked for, if the connection or the request named one.
     pub host: &'a str,
     /// The method, as sent.
@@ -102,6 +106,17 @@ impl AuditRecord<'_> {
         push_ip(self.client, out);
         out.push(b'"');
         number(key!("client_port"), u64::from(self.client_port), out);
+        if let Some(told) = self.told {
+            text(key!("edge"), &told.edge, out);
+            if let Some(client) = told.client {
+                out.extend_from_slice(b",\"edge_client\":\"");
+                push_ip(client, out);
+                out.push(b'"');
+            }
+            if let Some(id) = &told.request_id {
+                text(key!("edge_request_id"), id, out);
+            }
+        }
         text(key!("host"), self.host, out);
         text(key!("method"), self.method, out);
         out.extend_from_slice(b",\"path\":\"");
@@ -332,6 +347,7 @@ mod tests {
             token_version: None,
             client: "10.0.0.7".parse().expect("an address"),
             client_port: 1234,
+            told: None,
             host: "api.example.com",
             method: "POST",
             path,
@@ -379,6 +395,25 @@ mod tests {
         .encode(&mut out);
         let line = String::from_utf8(out).expect("ASCII");
         let expected = r#""stripped":[],"scrubbed":2,"uninspected":"malformed","total_us""#;
+        assert!(line.contains(expected), "{line}");
+    }
+
+    #[test]
+    fn what_an_edge_brought_says_so() {
+        let told = Told {
+            edge: "gcp".into(),
+            authority: "api.example.com".into(),
+            client: Some("2001:db8::7".parse().expect("an address")),
+            request_id: Some("0b-2".into()),
+        };
+        let mut out = Vec::new();
+        AuditRecord {
+            told: Some(&told),
+            ..record(b"/")
+        }
+        .encode(&mut out);
+        let line = String::from_utf8(out).expect("ASCII");
+        let expected = r#""client_port":1234,"edge":"gcp","edge_client":"2001:db8::7","edge_request_id":"0b-2","host":"#;
         assert!(line.contains(expected), "{line}");
     }
 

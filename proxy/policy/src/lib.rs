@@ -17,6 +17,7 @@
 pub mod access;
 pub mod audit;
 pub mod credential;
+pub mod edge;
 pub mod forwarding;
 pub mod proof;
 pub mod route;
@@ -27,6 +28,7 @@ pub mod verdict;
 
 pub use access::{Admitted, Caller, Callers, CertificateName, NamedCaller, Require};
 pub use credential::{Credential, Injection};
+pub use edge::Told;
 pub use forwarding::{Forwarding, ForwardingField};
 pub use proof::{Identity, Token};
 pub use route::{Endpoint, OnEcho, OnUninspected, Route};

@@ -171,7 +171,8 @@ impl Proofs {
 /// was given as its key. All of these places are stripped.
 pub struct Presented<'r> {
     head: &'r RequestHead,
-    route: &'r Route,
+    /// `None` looks at the field of ours alone.
+    route: Option<&'r Route>,
     /// Made when the first caller with tokens is asked for.
     digests: std::cell::OnceCell<Vec<[u8; SHA256_OUTPUT_LEN]>>,
 }
@@ -180,7 +181,16 @@ impl<'r> Presented<'r> {
     pub(crate) fn new(head: &'r RequestHead, route: &'r Route) -> Self {
         Self {
             head,
-            route,
+            route: Some(route),
+            digests: std::cell::OnceCell::new(),
+        }
+    }
+
+    /// What the field that is there for tokens shows, and no other place.
+    pub(crate) fn in_own_field(head: &'r RequestHead) -> Self {
+        Self {
+            head,
+            route: None,
             digests: std::cell::OnceCell::new(),
         }
     }
@@ -217,7 +227,10 @@ impl<'r> Presented<'r> {
             let value = head.value(field).trim_ascii();
             if name.eq_ignore_ascii_case(TOKEN_FIELD.as_bytes()) {
                 note(value);
-            } else if self.route.strip_fields.contains(name) {
+            } else if self
+                .route
+                .is_some_and(|route| route.strip_fields.contains(name))
+            {
                 match scheme(value) {
                     // RFC 7617: the password, behind the first colon; or the user's name, as
                     // APIs do that have nothing else (Stripe).
@@ -235,12 +248,14 @@ impl<'r> Presented<'r> {
                 }
             }
         }
-        if let Some(query) = head.query() {
+        if let Some(route) = self.route
+            && let Some(query) = head.query()
+        {
             for param in params(query) {
                 let name = &query[param.name.clone()];
                 // What stays goes on to the API.
-                let is_stripped = self.route.strip_params.contains(name)
-                    && !self.route.keep_params.contains(name);
+                let is_stripped =
+                    route.strip_params.contains(name) && !route.keep_params.contains(name);
                 if is_stripped {
                     let value = query[param.name.end..param.whole.end]
                         .strip_prefix(b"=")

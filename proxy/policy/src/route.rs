@@ -29,6 +29,9 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// The key that is written; `None` strips and writes nothing.
     pub credential: Option<(CredentialId, Arc<Credential>)>,
+    /// Further ways, which take the request when the first one is out of reach, in this
+    /// order. Only hubs have any: each of them does the same with a request.
+    pub further: Vec<Way>,
     /// What takes the place of [`path`](Self::path) towards the upstream
     /// (explicit addressing); `None` forwards the path as it is.
     pub upstream_path: Option<Box<[u8]>>,
@@ -62,6 +65,15 @@ pub struct Route {
     pub on_uninspected: OnUninspected,
 }
 
+/// An upstream, and what is written for it.
+#[derive(Debug, Clone)]
+pub struct Way {
+    /// Where it leads.
+    pub upstream: Arc<Upstream>,
+    /// The key that is written; `None` strips and writes nothing.
+    pub credential: Option<(CredentialId, Arc<Credential>)>,
+}
+
 /// What becomes of an answer that contains the key that was written. It is counted and stands on the
 /// audit trail in each case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -87,6 +99,32 @@ pub enum OnUninspected {
 }
 
 impl Route {
+    /// How many ways there are, at least one.
+    pub fn ways(&self) -> usize {
+        1 + self.further.len()
+    }
+
+    /// Every way, in order.
+    pub fn every_way(
+        &self,
+    ) -> impl Iterator<Item = (&Arc<Upstream>, Option<&(CredentialId, Arc<Credential>)>)> {
+        (0..self.ways()).map(|at| self.way(at))
+    }
+
+    /// The upstream of a way, counted from 0, and the credential for it.
+    ///
+    /// # Panics
+    /// When there is no such way.
+    pub fn way(&self, at: usize) -> (&Arc<Upstream>, Option<&(CredentialId, Arc<Credential>)>) {
+        match at.checked_sub(1) {
+            None => (&self.upstream, self.credential.as_ref()),
+            Some(at) => (
+                &self.further[at].upstream,
+                self.further[at].credential.as_ref(),
+            ),
+        }
+    }
+
     /// Whether `path` is this route's prefix or lies under it.
     pub fn covers(&self, path: &[u8]) -> bool {
         is_under(path, &self.path)

@@ -12,7 +12,8 @@ use wire::head::{HeadLimits, RequestHead};
 use wire::names::{NameSet, ParamSet};
 use wire::target::{authority_host, percent_decode, readings};
 
-use crate::access::{Caller, contains};
+use crate::access::{Caller, KnownEdge, NamedCaller, contains};
+use crate::edge::Told;
 use crate::forwarding::Origin;
 use crate::route::{Endpoint, Route, Split};
 use crate::upstream::{CredentialId, Upstream};
@@ -73,6 +74,9 @@ pub struct VirtualHost {
     pub listeners: Vec<Box<str>>,
     /// `None` is served on clear-text listeners only.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Who may bring requests for other hosts here; see [`crate::edge`]. Each of them
+    /// needs a token or a certificate.
+    edges: Vec<Arc<NamedCaller>>,
     /// Longest path first; equal paths stand together, those that list methods first.
     routes: Vec<Route>,
     /// Each path of the routes once, in the order of its bytes.
@@ -106,9 +110,18 @@ impl VirtualHost {
             name: name.to_ascii_lowercase().into(),
             listeners,
             tls,
+            edges: Vec::new(),
             prefixes: prefixes(&routes),
             routes,
         }
+    }
+
+    /// The same host, at which these edges may bring requests for other hosts. A route of
+    /// another host serves them if its `callers` name the edge: as the very same value.
+    #[must_use]
+    pub fn for_edges(mut self, edges: Vec<Arc<NamedCaller>>) -> Self {
+        self.edges = edges;
+        self
     }
 
     /// The routes in the order in which they are tried.
@@ -285,9 +298,9 @@ impl Snapshot {
             if earlier.is_some() {
                 return Err(format!("the host `{}` is there twice", host.name));
             }
-            for route in &host.routes {
-                if upstreams.iter().all(|known| known.id != route.upstream.id) {
-                    upstreams.push(Arc::clone(&route.upstream));
+            for (upstream, _) in host.routes.iter().flat_map(Route::every_way) {
+                if upstreams.iter().all(|known| known.id != upstream.id) {
+                    upstreams.push(Arc::clone(upstream));
                 }
             }
         }
@@ -332,9 +345,9 @@ impl Snapshot {
         self.hosts
             .iter()
             .flat_map(|host| &host.routes)
-            .any(|route| {
-                route.upstream.id == upstream
-                    && route.credential.as_ref().map(|(id, _)| *id) == credential
+            .flat_map(Route::every_way)
+            .any(|(leads_to, written)| {
+                leads_to.id == upstream && written.map(|(id, _)| *id) == credential
             })
     }
 
@@ -347,9 +360,10 @@ impl Snapshot {
         caller: &Caller<'_>,
         head: &RequestHead,
     ) -> Verdict<'s> {
-        match self.decide(listener, caller, head) {
-            Ok(permit) => Verdict::Allow(permit),
-            Err(denial) => Verdict::Deny(denial),
+        let mut told = None;
+        match self.decide(listener, caller, head, &mut told) {
+            Ok(permit) => Verdict::Allow(permit.brought_by(told)),
+            Err(denial) => Verdict::Deny(Denial { told, ..denial }),
         }
     }
 
@@ -358,6 +372,7 @@ impl Snapshot {
         listener: &str,
         caller: &Caller<'_>,
         head: &RequestHead,
+        told: &mut Option<Box<Told>>,
     ) -> Result<Permit<'s>, Denial> {
         // RFC 9110, 9.3.8: TRACE reflects the request, key and all. TRACK is its
         // nickname. CONNECT asks for a tunnel to a place of the caller's choice.
@@ -374,14 +389,21 @@ impl Snapshot {
                 Denial::METHOD_REFUSED.allowing("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS")
             );
         }
-        let host_index = self.agreed_host(caller, head)?;
-        let host = self.host(host_index);
+        let mut host_index = self.agreed_host(caller, head)?;
+        let mut host = self.host(host_index);
         if !host.is_on(listener) {
             return Err(Denial::UNKNOWN_HOST);
         }
         // RFC 8586: our own mark in a request that arrives means it went round.
         if head.cdn_loop_contains(self.loop_token.as_bytes()) {
             return Err(Denial::LOOP);
+        }
+        let mut edge = None;
+        if !host.edges.is_empty()
+            && let Some((index, known)) = self.brought(host, caller, head, told)?
+        {
+            (host_index, host) = (index, self.host(index));
+            edge = Some(known);
         }
         let path = head.path();
         let found = host.route(path, method);
@@ -430,10 +452,11 @@ impl Snapshot {
         if contains(&route.denied, caller.address) {
             return Err(Denial::CALLER_REFUSED.on(&route.name));
         }
-        let admitted = route
-            .callers
-            .admit(caller, head, route)
-            .map_err(|denial| denial.on(&route.name))?;
+        let admitted = match &edge {
+            None => route.callers.admit(caller, head, route),
+            Some(edge) => route.callers.admit_edge(edge),
+        };
+        let admitted = admitted.map_err(|denial| denial.on(&route.name))?;
         let serves = |endpoint: &Endpoint| {
             endpoint.serves(method) || overrides.iter().any(|other| endpoint.serves(other))
         };
@@ -451,13 +474,40 @@ impl Snapshot {
             address: caller.address,
             tls: caller.tls,
         };
-        Ok(Permit::new(
-            route,
-            index,
-            admitted,
-            &self.loop_token,
-            origin,
-        ))
+        let permit = Permit::new(route, index, admitted, &self.loop_token, origin);
+        if !route.upstream.is_hub {
+            return Ok(permit);
+        }
+        let authority = match host.name.starts_with('*') {
+            false => Cow::Borrowed(&*host.name),
+            true => Cow::Owned(asked_name(caller, head, told.as_deref())?),
+        };
+        Ok(permit.for_authority(authority))
+    }
+
+    /// The host for which an edge brings a request to this one, and who the edge is. `None`:
+    /// the request is for this host's own routes.
+    fn brought<'s>(
+        &self,
+        host: &'s VirtualHost,
+        caller: &Caller<'_>,
+        head: &RequestHead,
+        told: &mut Option<Box<Told>>,
+    ) -> Result<Option<(HostIndex, KnownEdge<'s>)>, Denial> {
+        if !Told::is_spoken(head) {
+            return match host.routes.is_empty() {
+                true => Err(Denial::EDGE_AUTHORITY),
+                false => Ok(None),
+            };
+        }
+        // Who it is comes first: a stranger's word is not even read.
+        let edge = KnownEdge::recognise(&host.edges, caller, head)?;
+        let said = Told::read(edge.name(), head)?.ok_or(Denial::EDGE_AUTHORITY)?;
+        let found = self.find_host(&said.authority);
+        *told = Some(Box::new(said));
+        // An edge's own door leads to no other door.
+        let found = found.filter(|index| self.host(*index).edges.is_empty());
+        Ok(Some((found.ok_or(Denial::UNKNOWN_HOST)?, edge)))
     }
 
     /// The virtual host on which the handshake's server name, the `Host` field
@@ -576,6 +626,23 @@ fn method_overrides(head: &RequestHead) -> Vec<String> {
         }
     }
     found
+}
+
+/// The name that was asked for, on a host that has many.
+fn asked_name(
+    caller: &Caller<'_>,
+    head: &RequestHead,
+    told: Option<&Told>,
+) -> Result<String, Denial> {
+    if let Some(told) = told {
+        return Ok(told.authority.to_string());
+    }
+    if let Some(name) = caller.server_name {
+        return Ok(name.to_owned());
+    }
+    let named = head.authority().or(head.host()).ok_or(Denial::BAD_HOST)?;
+    let (name, _) = authority_host(named).ok_or(Denial::BAD_HOST)?;
+    lower(name).ok_or(Denial::BAD_HOST)
 }
 
 /// A host name in lower case, without the root's dot.

@@ -30,6 +30,8 @@ pub struct Upstream {
     pub tls_name: ServerName<'static>,
     /// Full verification, ALPN `http/1.1`.
     pub tls: Arc<rustls::ClientConfig>,
+    /// It is another Claviger, which holds the keys; see [`crate::edge`].
+    pub is_hub: bool,
     /// Addresses written in the configuration. Empty: see the [`AddressBook`].
     pub addresses: Arc<[SocketAddr]>,
     /// Times and bounds.

@@ -1,5 +1,6 @@
 //! [`Verdict`]: what was decided, and [`Permit`], the only way to a key.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use wire::scrub::Scrubber;
 
 use crate::access::Admitted;
 use crate::credential::Credential;
+use crate::edge::{self, Told};
 use crate::forwarding::Origin;
 use crate::route::{Route, without_last_slash};
 use crate::snapshot::RouteIndex;
@@ -66,6 +68,8 @@ pub struct Denial {
     pub route: Option<Box<str>>,
     /// The methods that are served, where the method was what was wrong.
     pub allow: Option<Box<str>>,
+    /// What the edge said that has brought the request, once it had proven itself.
+    pub told: Option<Box<Told>>,
 }
 
 impl Denial {
@@ -82,6 +86,7 @@ impl Denial {
             refuser,
             route: None,
             allow: None,
+            told: None,
         }
     }
 
@@ -176,6 +181,20 @@ impl Denial {
         Refuser::Policy,
         "This route wants a caller's token or client certificate, and the request has none that is known.",
     );
+    /// On a host for edges alone, a request that names no authority.
+    pub const EDGE_AUTHORITY: Denial = Denial::new(
+        400,
+        "edge_authority_missing",
+        Refuser::Caller,
+        "This host serves edges, and the request does not say for which host it is (Claviger-Authority). Services call an edge by the API's own name.",
+    );
+    /// An edge's fields are there twice, or malformed.
+    pub const EDGE_FIELDS: Denial = Denial::new(
+        400,
+        "edge_fields_malformed",
+        Refuser::Caller,
+        "Claviger-Authority, Claviger-Caller or Claviger-Request-Id is there more than once, or malformed: expected are a host name without a port, an address, and an id.",
+    );
     /// An endpoint that reads or mints keys.
     pub const KEY_MANAGEMENT: Denial = Denial::new(
         403,
@@ -195,6 +214,11 @@ pub struct Permit<'s> {
     admitted: Admitted,
     loop_token: &'s str,
     origin: Origin,
+    /// Which of the route's ways it takes.
+    way: usize,
+    /// The host that was asked for, where the upstream is a hub, which must be told.
+    authority: Option<Cow<'s, str>>,
+    told: Option<Box<Told>>,
 }
 
 impl<'s> Permit<'s> {
@@ -211,7 +235,26 @@ impl<'s> Permit<'s> {
             admitted,
             loop_token,
             origin,
+            way: 0,
+            authority: None,
+            told: None,
         }
+    }
+
+    /// The same towards a hub, which is told for which host it is.
+    pub(crate) fn for_authority(mut self, authority: Cow<'s, str>) -> Self {
+        self.authority = Some(authority);
+        self
+    }
+
+    pub(crate) fn brought_by(mut self, told: Option<Box<Told>>) -> Self {
+        self.told = told;
+        self
+    }
+
+    /// What the edge said that has brought the request, if one has.
+    pub fn told(&self) -> Option<&Told> {
+        self.told.as_deref()
     }
 
     /// The rules that let it through.
@@ -231,30 +274,43 @@ impl<'s> Permit<'s> {
 
     /// Where the request goes, and nowhere else.
     pub fn upstream(&self) -> &'s Arc<Upstream> {
-        &self.route.upstream
+        self.route.way(self.way).0
+    }
+
+    /// Which of the route's ways that is.
+    pub fn way(&self) -> usize {
+        self.way
+    }
+
+    /// Lets the request take another of the route's ways.
+    ///
+    /// # Panics
+    /// When there is no such way.
+    pub fn take_way(&mut self, way: usize) {
+        assert!(way < self.route.ways(), "the route has no such way");
+        self.way = way;
     }
 
     /// Which pool of connections may carry it.
     pub fn pool_key(&self) -> PoolKey {
+        let (upstream, credential) = self.route.way(self.way);
         PoolKey {
-            upstream: self.route.upstream.id,
-            credential: self.route.credential.as_ref().map(|(id, _)| *id),
+            upstream: upstream.id,
+            credential: credential.map(|(id, _)| *id),
         }
     }
 
     /// What is written, if anything is.
     pub fn credential(&self) -> Option<&'s Credential> {
-        self.route
-            .credential
-            .as_ref()
-            .map(|(_, credential)| &**credential)
+        let (_, credential) = self.route.way(self.way);
+        credential.map(|(_, credential)| &**credential)
     }
 
     /// The limit on the response head: the route's own, or else the upstream's.
     pub fn response_head_timeout(&self) -> Duration {
         self.route
             .response_head_timeout
-            .unwrap_or(self.route.upstream.limits.response_head_timeout)
+            .unwrap_or(self.upstream().limits.response_head_timeout)
     }
 
     /// The upgrade that passes: what the caller asks for, if the route lists it.
@@ -268,8 +324,12 @@ impl<'s> Permit<'s> {
     }
 
     /// Finds the key that is written in what comes back; `None` if there is none, or
-    /// it is too short to be searched for.
+    /// it is too short to be searched for. A hub's answers are not searched: what is
+    /// written is the hub's own token, which it never passes on.
     pub fn scrubber(&self) -> Option<&'s Scrubber> {
+        if self.upstream().is_hub {
+            return None;
+        }
         let scrubber = self.credential().map(Credential::scrubber);
         scrubber.filter(|scrubber| !scrubber.is_empty())
     }
@@ -282,8 +342,11 @@ impl<'s> Permit<'s> {
 
     /// Strips what the caller sent and writes what the route says, as a list of
     /// pieces in `plan`. The key itself stays where it is: see [`Outbound`].
+    ///
+    /// `request_id` is what the audit trail calls the exchange; a hub is told it.
     pub fn inject(
         &self,
+        request_id: &str,
         head: &RequestHead,
         framing: BodyFraming,
         upgrade: Option<&str>,
@@ -301,12 +364,15 @@ impl<'s> Permit<'s> {
         if let Some(rule) = &route.forwarding {
             rule.lines(self.origin, head, &mut forwarding);
         }
+        if let Some(authority) = &self.authority {
+            edge::lines(authority, self.origin.address, request_id, &mut forwarding);
+        }
         rewrite::request(
             head,
             &RequestEdit {
                 path_strip,
                 path_insert,
-                host: route.upstream.host.as_bytes(),
+                host: self.upstream().host.as_bytes(),
                 strip_fields: &route.strip_fields,
                 strip_params: &route.strip_params,
                 keep_params: &route.keep_params,

@@ -18,6 +18,7 @@ mod differential;
 mod docs;
 mod driver;
 mod echo;
+mod edge;
 mod fire;
 mod histories;
 mod house;

@@ -58,6 +58,8 @@ pub struct HostDraft {
     pub client_auth_optional: bool,
     /// Revocation lists of those CAs.
     pub client_crls: Vec<PathBuf>,
+    /// Who may bring requests for other hosts: indices into [`Draft::callers`].
+    pub edges: Vec<usize>,
     /// Whether its private key may be world-readable.
     pub allow_world_readable: bool,
     /// Its section, or the route that names it.
@@ -96,6 +98,8 @@ pub struct RouteDraft {
     pub upstream: usize,
     /// Index into [`Draft::credentials`], and how that key is written here.
     pub credential: Option<(usize, Injection)>,
+    /// Further hubs, and what is written for each of them.
+    pub further: Vec<(usize, Option<(usize, Injection)>)>,
     /// See [`policy::Route::upstream_path`].
     pub upstream_path: Option<String>,
     /// Headers that are removed.
@@ -147,6 +151,12 @@ pub struct UpstreamDraft {
     pub ca_file: Option<PathBuf>,
     /// Whether a look-up may lead to private addresses.
     pub allow_private: bool,
+    /// Whether it is a hub.
+    pub is_hub: bool,
+    /// The token that a hub is shown: index into [`Draft::credentials`].
+    pub token: Option<usize>,
+    /// The certificate that it is shown, with its key.
+    pub client_certificate: Option<ClientCertificate>,
     /// Times and bounds.
     pub limits: UpstreamLimits,
     /// Its section, or the route that implies it.
@@ -155,6 +165,19 @@ pub struct UpstreamDraft {
     pub ca_place: Option<Place>,
     /// Where each address stands.
     pub address_places: Vec<Place>,
+}
+
+/// A certificate that is shown to an upstream.
+#[derive(Debug, Clone)]
+pub struct ClientCertificate {
+    /// The chain, leaf first.
+    pub chain: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Whether that may be world-readable.
+    pub allow_world_readable: bool,
+    /// Where it stands.
+    pub place: Place,
 }
 
 /// A caller by name.

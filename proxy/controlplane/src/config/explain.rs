@@ -241,7 +241,7 @@ pub fn explain(
         Verdict::Allow(permit) => {
             let mut plan = Plan::new();
             // What this gives would carry the key; only the list of what goes is read.
-            let _ = permit.inject(&head, BodyFraming::None, None, false, &mut plan);
+            let _ = permit.inject("", &head, BodyFraming::None, None, false, &mut plan);
             let path = permit.route().upstream_path_of(head.path());
             let query = head.query().map_or(String::new(), |query| {
                 let count = wire::target::params(query).count();

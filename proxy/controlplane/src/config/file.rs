@@ -492,6 +492,8 @@ pub struct Host {
     pub client_certificate: Option<Written<ClientCertificate>>,
     /// PEM or DER files with the revocation lists of the CAs in `client_ca`; one or a list. Each issuer of a certificate that is shown must have one that is not out of date. Default: nothing is looked up.
     pub client_crl: Option<OneOrMany>,
+    /// Edges that bring requests for other hosts here, by the names of their `[caller.NAME]`, each of which needs a `token` or a `certificate`. A route serves those that its `callers` name. Default: none.
+    pub edges: Option<OneOrMany>,
     /// The listeners that serve this host, by name. Default: all.
     pub listeners: Option<Written<Vec<Written<String>>>>,
 }
@@ -523,11 +525,21 @@ pub struct Upstream {
     pub ca_file: Option<Written<String>>,
     /// Whether a look-up may lead to private addresses. Default: `false`.
     pub allow_private: Option<Written<bool>>,
-    /// For TCP and the TLS handshake together, over all addresses. Past it the answer is 504. Default: `"10s"`.
+    /// A PEM file with the chain of a client certificate that is shown to it. Default: none.
+    pub client_certificate: Option<Written<String>>,
+    /// The PEM file with that certificate's private key.
+    pub client_key: Option<Written<String>>,
+    /// Whether this is a hub: another Claviger, which holds the keys. Routes that lead there have no `credential`. Default: `false`.
+    pub hub: Option<Written<bool>>,
+    /// Where the token is read from that is shown to a hub: `"file:///path"`, `"env://NAME"` or `"credential://NAME"`. Default: none.
+    pub token: Option<Written<String>>,
+    /// Whether a `client_key` or `token` file that everybody on the machine may read is accepted, as Kubernetes mounts them. Default: `false`.
+    pub allow_world_readable: Option<Written<bool>>,
+    /// For TCP and the TLS handshake together, over all addresses. Past it the answer is 504; of a hub 503. Default: `"10s"`; of a hub `"2s"`.
     pub connect_timeout: Option<Written<Period>>,
-    /// From the end of a request to the end of the response head. Past it the answer is 504. Default: `"60s"`, or the preset's.
+    /// From the end of a request to the end of the response head. Past it the answer is 504. Default: `"60s"`, or the preset's; of a hub `"15m"`, since it keeps the time itself.
     pub response_head_timeout: Option<Written<Period>>,
-    /// Between two reads of a response body. Past it the exchange is cut. Default: `"60s"`, or the preset's.
+    /// Between two reads of a response body. Past it the exchange is cut. Default: `"60s"`, or the preset's; of a hub `"15m"`.
     pub read_timeout: Option<Written<Period>>,
     /// Connections at once, per worker. Past it requests wait for one. Default: `1024`.
     pub connections_max: Option<Written<u64>>,
@@ -619,11 +631,11 @@ pub struct Route {
     pub path: Option<Written<String>>,
     /// The methods that are served. Default: all but TRACE, TRACK and CONNECT, which are never served.
     pub methods: Option<Written<Vec<Written<String>>>>,
-    /// The `[upstream.NAME]` that it leads to. Default: the host itself, port 443.
-    pub upstream: Option<Written<String>>,
+    /// The `[upstream.NAME]` that it leads to, or a list of hubs, of which the first one that is in reach is used. Default: the host itself, port 443.
+    pub upstream: Option<OneOrMany>,
     /// What takes the place of `path` towards the upstream. Default: the path stays as it is; with a preset under another host, the preset's own path.
     pub upstream_path: Option<Written<String>>,
-    /// The `[credential.NAME]`, or a reference such as `"file:///path"`, or `"none"` to strip and write nothing. Required.
+    /// The `[credential.NAME]`, or a reference such as `"file:///path"`, or `"none"` to strip and write nothing. Required, unless the upstream is a hub.
     pub credential: Option<Written<String>>,
     /// Who may use it: `"open"` for loopback and private peers, networks as in `"10.0.0.0/8"`, names of `[caller.NAME]`; one or a list, of which one has to match. Default: `"open"`.
     pub callers: Option<OneOrMany>,

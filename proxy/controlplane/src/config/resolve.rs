@@ -16,6 +16,7 @@ use std::time::SystemTime;
 
 use nix::sys::socket::SockaddrStorage;
 use policy::credential::EARLIER_MAX;
+use policy::route::Way;
 use policy::upstream::CredentialId;
 use policy::{
     Callers, Credential, Injection, NamedCaller, Route, Secret, Snapshot, Token, UnknownSni,
@@ -29,7 +30,8 @@ use wire::names::{NameSet, ParamSet};
 
 use super::check::check;
 use super::draft::{
-    CallerDraft, Certificates, CredentialDraft, Draft, HostDraft, RouteDraft, UpstreamDraft,
+    CallerDraft, Certificates, ClientCertificate, CredentialDraft, Draft, HostDraft, RouteDraft,
+    UpstreamDraft,
 };
 use super::file::File;
 use super::report::{Place, Problem, Report, quote};
@@ -40,7 +42,7 @@ use crate::pki::authority::Ensured;
 use crate::pki::tls::LoadedKey;
 use crate::pki::{
     Authority, KeyType, LeafStore, OwnCa, Roots, ServerTls, Ticketers, client_config,
-    load_certified_key, load_crls, server_config,
+    client_config_showing, load_certified_key, load_crls, server_config,
 };
 
 /// Shorter keys can be guessed, and cannot be told from chance in an answer.
@@ -290,7 +292,11 @@ impl Resolver<'_> {
             .hosts
             .iter()
             .flat_map(|host| &host.routes)
-            .filter_map(|route| route.credential.as_ref())
+            .flat_map(|route| {
+                let further = route.further.iter().map(|(_, credential)| credential);
+                further.chain([&route.credential])
+            })
+            .flatten()
         {
             let injections = wanted.entry(*index).or_default();
             if !injections.contains(&injection) {
@@ -705,7 +711,10 @@ impl Resolver<'_> {
             .hosts
             .iter()
             .flat_map(|host| &host.routes)
-            .map(|route| route.upstream)
+            .flat_map(|route| {
+                let further = route.further.iter().map(|(upstream, _)| *upstream);
+                further.chain([route.upstream])
+            })
             .collect();
         let mut ready = HashMap::new();
         for (index, upstream) in draft.upstreams.iter().enumerate() {
@@ -751,7 +760,16 @@ impl Resolver<'_> {
                 )
             }
         };
-        let definition = definition(draft, &digest);
+        let mut definition = definition(draft, &digest);
+        let identity = match &draft.client_certificate {
+            None => None,
+            Some(certificate) => {
+                let (key, digest) = self.client_identity(draft, certificate)?;
+                // A session that began with one certificate never resumes with another.
+                let _ = write!(definition, " as {digest}");
+                Some(key)
+            }
+        };
         if let Some((made_for, tls)) = self.context.clients.get(&definition)
             && *made_for == own_ca
         {
@@ -760,7 +778,7 @@ impl Resolver<'_> {
                 tls: Arc::clone(tls),
             });
         }
-        match client_config(&roots, &own_ca) {
+        match client_config_showing(&roots, &own_ca, identity.as_deref()) {
             Ok(tls) => {
                 self.context
                     .clients
@@ -774,6 +792,42 @@ impl Resolver<'_> {
                         quote(&draft.name)
                     ))
                     .at(draft.place.clone()),
+                );
+                None
+            }
+        }
+    }
+
+    /// The certificate that an upstream is shown, and a digest of it.
+    fn client_identity(
+        &mut self,
+        draft: &UpstreamDraft,
+        certificate: &ClientCertificate,
+    ) -> Option<(Arc<CertifiedKey>, String)> {
+        let ClientCertificate {
+            chain, key, place, ..
+        } = certificate;
+        self.watch.extend([chain.clone(), key.clone()]);
+        match load_certified_key(chain, key, certificate.allow_world_readable) {
+            Ok(loaded) => {
+                for concern in loaded.concerns(&[], self.now) {
+                    self.push(
+                        Problem::warning(format!("{}: {concern}", chain.display()))
+                            .at(place.clone())
+                            .cure("put a new one in its place: it is read as soon as it is there"),
+                    );
+                }
+                let what = format!("the client key for {}", quote(&draft.name));
+                self.readable_again(key, &what, place);
+                Some((loaded.certified, digest_of(chain)))
+            }
+            Err(error) => {
+                self.push(
+                    Problem::error(format!(
+                        "`client_certificate` of the upstream {} cannot be used: {error}",
+                        quote(&draft.name)
+                    ))
+                    .at(place.clone()),
                 );
                 None
             }
@@ -858,7 +912,9 @@ impl Resolver<'_> {
                 .iter()
                 .map(|name| name.as_str().into())
                 .collect();
-            hosts.push(VirtualHost::new(&host.name, listeners, tls, routes));
+            let edges = host.edges.iter();
+            let edges = edges.filter_map(|&at| callers.get(at)?.clone()).collect();
+            hosts.push(VirtualHost::new(&host.name, listeners, tls, routes).for_edges(edges));
         }
         let generation = self.context.generation + 1;
         let own: Vec<SocketAddr> = draft
@@ -984,6 +1040,7 @@ impl Resolver<'_> {
                     host: host_field(&draft.host, draft.port).into(),
                     tls_name: draft.tls_name.clone(),
                     tls: Arc::clone(&ready.tls),
+                    is_hub: draft.is_hub,
                     addresses: draft.addresses.clone().into(),
                     limits: draft.limits,
                 }),
@@ -1000,24 +1057,14 @@ impl Resolver<'_> {
         credentials: &Credentials,
         callers: &[Option<Arc<NamedCaller>>],
     ) -> Option<Route> {
-        let credential = match &draft.credential {
-            None => None,
-            Some((index, injection)) => {
-                let name = &whole.credentials.get(*index)?.name;
-                let context = &mut *self.context;
-                let id = *context
-                    .credential_ids
-                    .entry(name.clone())
-                    .or_insert_with(|| {
-                        context.credential_next += 1;
-                        CredentialId(context.credential_next)
-                    });
-                Some((
-                    id,
-                    Arc::clone(credentials.get(&(*index, injection.describe()))?),
-                ))
-            }
-        };
+        let mut further = Vec::new();
+        for (upstream, credential) in &draft.further {
+            further.push(Way {
+                upstream: Arc::clone(upstreams.get(upstream)?),
+                credential: self.written(credential.as_ref(), whole, credentials)?,
+            });
+        }
+        let credential = self.written(draft.credential.as_ref(), whole, credentials)?;
         Some(Route {
             name: draft.name.as_str().into(),
             path: draft.path.as_bytes().into(),
@@ -1030,6 +1077,7 @@ impl Resolver<'_> {
             denied: draft.denied.clone(),
             upstream: Arc::clone(upstreams.get(&draft.upstream)?),
             credential,
+            further,
             upstream_path: draft
                 .upstream_path
                 .as_ref()
@@ -1053,6 +1101,30 @@ impl Resolver<'_> {
             body_bytes_max: draft.body_bytes_max,
             response_head_timeout: draft.response_head_timeout,
         })
+    }
+
+    /// A credential as a route writes it. `None`: it could not be made, and that was said.
+    #[allow(clippy::option_option)]
+    fn written(
+        &mut self,
+        draft: Option<&(usize, Injection)>,
+        whole: &Draft,
+        credentials: &Credentials,
+    ) -> Option<Option<(CredentialId, Arc<Credential>)>> {
+        let Some((index, injection)) = draft else {
+            return Some(None);
+        };
+        let name = &whole.credentials.get(*index)?.name;
+        let context = &mut *self.context;
+        let id = *context
+            .credential_ids
+            .entry(name.clone())
+            .or_insert_with(|| {
+                context.credential_next += 1;
+                CredentialId(context.credential_next)
+            });
+        let ready = credentials.get(&(*index, injection.describe()))?;
+        Some(Some((id, Arc::clone(ready))))
     }
 
     // ---- Callers -----------------------------------------------------------
@@ -1123,7 +1195,8 @@ impl Resolver<'_> {
             .hosts()
             .iter()
             .flat_map(|host| host.routes())
-            .filter_map(|route| route.credential.as_ref().map(|(id, _)| *id))
+            .flat_map(Route::every_way)
+            .filter_map(|(_, credential)| credential.map(|(id, _)| *id))
             .collect();
         context
             .credential_ids

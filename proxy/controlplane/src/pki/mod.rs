@@ -27,8 +27,8 @@ pub use authority::{Authority, Coverage, Ensured, KeyType};
 pub use error::PkiError;
 pub use leaf::{LEAF_DAYS_DEFAULT, Leaf, LeafIssuer, LeafStore};
 pub use tls::{
-    LoadedKey, Roots, ServerTls, Ticketers, client_config, load_certified_key, load_crls, provider,
-    server_config,
+    LoadedKey, Roots, ServerTls, Ticketers, client_config, client_config_showing,
+    load_certified_key, load_crls, provider, server_config,
 };
 pub use verify::{OwnCa, OwnCaRefused, own_ca_refused};
 

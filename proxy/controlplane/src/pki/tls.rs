@@ -20,7 +20,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKey
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
 };
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
@@ -182,6 +182,26 @@ pub fn client_config(roots: &Roots, own_ca: &OwnCa) -> Result<Arc<ClientConfig>,
     config.alpn_protocols = vec![ALPN.to_vec()];
     // As in `server_config`.
     config.enable_secret_extraction = true;
+    config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
+    Ok(Arc::new(config))
+}
+
+/// The same for an upstream that wants a client certificate: this one.
+///
+/// # Errors
+/// As [`client_config`].
+pub fn client_config_showing(
+    roots: &Roots,
+    own_ca: &OwnCa,
+    identity: Option<&CertifiedKey>,
+) -> Result<Arc<ClientConfig>, PkiError> {
+    let config = client_config(roots, own_ca)?;
+    let Some(identity) = identity else {
+        return Ok(config);
+    };
+    let mut config = (*config).clone();
+    config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(identity.clone()));
+    // Not the one of the configuration that it was cloned from.
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
     Ok(Arc::new(config))
 }

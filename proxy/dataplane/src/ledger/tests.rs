@@ -121,7 +121,7 @@ fn a_record_says_what_was_done_and_shows_no_key() {
         panic!("it is allowed");
     };
     let mut plan = Plan::new();
-    permit.inject(&head, BodyFraming::None, None, false, &mut plan);
+    permit.inject("", &head, BodyFraming::None, None, false, &mut plan);
     let draft = exchange(&core, &ledger);
     {
         let mut draft = draft.borrow_mut();

@@ -213,6 +213,7 @@ impl Setting {
                     host: name(at).into(),
                     tls_name: ServerName::try_from(name(at)).expect("a host name"),
                     tls: Arc::clone(&TLS),
+                    is_hub: false,
                     addresses: addresses(at).into(),
                     limits: self.upstream,
                 })
@@ -252,6 +253,7 @@ impl Setting {
                     denied: Vec::new(),
                     upstream: Arc::clone(&upstreams[upstream]),
                     credential,
+                    further: Vec::new(),
                     upstream_path: None,
                     strip_fields: NameSet::new(["authorization", "x-api-key"]),
                     strip_params: ParamSet::default(),

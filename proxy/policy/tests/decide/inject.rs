@@ -6,7 +6,7 @@ use wire::framing::BodyFraming;
 use wire::rewrite::Plan;
 
 use crate::world::Expected::{By, Upstream};
-use crate::world::{WORLD, check, parse, pool_key, tls};
+use crate::world::{REQUEST_ID, WORLD, check, parse, pool_key, tls};
 
 #[test]
 fn each_way_of_writing_a_key() {
@@ -248,7 +248,7 @@ fn mislead(to: PoolKey) {
         panic!("this request is allowed");
     };
     let mut plan = Plan::new();
-    let outbound = permit.inject(&head, BodyFraming::None, None, false, &mut plan);
+    let outbound = permit.inject(REQUEST_ID, &head, BodyFraming::None, None, false, &mut plan);
     let mut slices = Vec::new();
     outbound.slices(to, &plan, &head, &mut slices);
 }

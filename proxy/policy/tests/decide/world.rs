@@ -23,6 +23,9 @@ pub const CALLER_SECRET: &str = "caller-secret";
 /// This instance's mark.
 pub const LOOP_TOKEN: &str = "clv-5f1e";
 
+/// What the audit trail would call the exchange.
+pub const REQUEST_ID: &str = "0a-1";
+
 /// Fields that every route strips.
 pub const STRIPPED_FIELDS: [&str; 6] = [
     "authorization",
@@ -153,6 +156,7 @@ pub fn check(connection: Connection, request: &[&str], expected: Expected<'_>) -
     let framing = framing::of_request(&head).expect("these requests are framed well");
     let mut plan = Plan::new();
     let outbound = permit.inject(
+        REQUEST_ID,
         &head,
         framing,
         permit.upgrade(&head),
@@ -485,6 +489,7 @@ pub fn plain_route(number: u64, name: &str) -> Route {
             tls_name: ServerName::try_from(format!("{name}.upstream.example"))
                 .expect("a host name"),
             tls: Arc::new(tls),
+            is_hub: false,
             addresses: Arc::from([]),
             limits: UpstreamLimits::default(),
         }),
@@ -492,6 +497,7 @@ pub fn plain_route(number: u64, name: &str) -> Route {
             CredentialId(number),
             Arc::new(credential(name, Injection::Bearer)),
         )),
+        further: Vec::new(),
         upstream_path: None,
         strip_fields: NameSet::new(STRIPPED_FIELDS),
         strip_params: ParamSet::new(STRIPPED_PARAMS),

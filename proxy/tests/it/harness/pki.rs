@@ -1,9 +1,12 @@
 //! Certificates of the tests' own, for upstreams that Claviger calls. (The ones
 //! that Claviger serves are made by `claviger ca`.)
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer,
     KeyIdMethod, KeyPair, RevokedCertParams, SanType,
@@ -103,6 +106,33 @@ impl TestCa {
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         (vec![certificate.der().clone()], key)
+    }
+
+    /// Writes a client's certificate and key, in PEM, for another program to show: the one file
+    /// `directory/FILE` holds both.
+    pub fn client_file(&self, directory: &Path, file: &str, name: &str, serial: u64) -> PathBuf {
+        let name = SanType::DnsName(name.try_into().expect("a DNS name"));
+        let (chain, key) = self.client_with(name, serial);
+        let pem = |label: &str, der: &[u8]| {
+            let text = STANDARD.encode(der);
+            let lines: Vec<&str> = (0..text.len())
+                .step_by(64)
+                .map(|at| &text[at..text.len().min(at + 64)])
+                .collect();
+            format!(
+                "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+                lines.join("\n")
+            )
+        };
+        let both = pem("CERTIFICATE", &chain[0]) + &pem("PRIVATE KEY", key.secret_der());
+        let path = directory.join(file);
+        // In one step: whoever watches it sees one or the other.
+        let beside = directory.join(format!("{file}.new"));
+        std::fs::write(&beside, both).expect("the test's own directory is writable");
+        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600))
+            .expect("the file is ours");
+        std::fs::rename(&beside, &path).expect("the same directory");
+        path
     }
 
     /// A list, in PEM, that revokes the certificates with these serial numbers.

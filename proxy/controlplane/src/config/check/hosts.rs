@@ -1,6 +1,6 @@
 //! `[host.NAME]`: certificates, and the routes by host.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use policy::{Listener, Require};
@@ -15,7 +15,7 @@ use crate::config::written::OneOrMany;
 impl Checker<'_> {
     pub(super) fn hosts(&mut self, listeners: &[Listener]) -> Vec<HostDraft> {
         let file = self.file;
-        let routes = std::mem::take(&mut self.routes);
+        let mut routes = std::mem::take(&mut self.routes);
         let mut sections: HashMap<String, &Item<file::Host>> = HashMap::new();
         for item in &file.hosts {
             let name = item.name.trim_end_matches('.').to_ascii_lowercase();
@@ -35,6 +35,10 @@ impl Checker<'_> {
                     .also("first here:", file.place(earlier));
                 self.push(problem);
                 continue;
+            }
+            if item.fields.edges.is_some() {
+                // Edges are reason enough to be there.
+                routes.entry(name.clone()).or_default();
             }
             if !routes.contains_key(&name) {
                 let problem =
@@ -78,6 +82,7 @@ impl Checker<'_> {
                     .as_ref()
                     .is_some_and(|written| written.value == ClientCertificate::Request),
                 client_crls: self.client_crls(item),
+                edges: self.edges(item),
                 allow_world_readable: fields
                     .allow_world_readable
                     .as_ref()
@@ -116,29 +121,92 @@ impl Checker<'_> {
         paths.collect()
     }
 
+    /// Edges that bring requests to this host.
+    fn edges(&mut self, item: Option<&Item<file::Host>>) -> Vec<usize> {
+        let Some((item, OneOrMany(list))) =
+            item.and_then(|item| Some((item, item.fields.edges.as_ref()?)))
+        else {
+            return Vec::new();
+        };
+        let mut edges = Vec::new();
+        for written in list {
+            let place = self.file.place_of(item, &written.span);
+            let Some(&at) = self.caller_names.get(&written.value) else {
+                let known: Vec<&str> = self.caller_names.keys().map(String::as_str).collect();
+                let mut problem =
+                    Problem::error(format!("there is no caller {}", quote(&written.value)))
+                        .at(place)
+                        .meant(&written.value, known.iter().copied());
+                if problem.meant.is_none() {
+                    problem = problem.cure(
+                        "write [caller.NAME] with the edge's `certificate` or `token`, and that NAME here",
+                    );
+                }
+                self.push(problem);
+                continue;
+            };
+            self.caller_used.insert(at);
+            let caller = &self.callers[at];
+            let has_proof = !caller.certificates.is_empty() || !caller.tokens.is_empty();
+            if !has_proof || (caller.require == Require::Any && !caller.networks.is_empty()) {
+                let problem = Problem::error(format!(
+                    "the caller {} would be an edge by its address alone, and could speak for everybody",
+                    quote(&caller.name)
+                ))
+                .at(place)
+                .cure("give it a `certificate` or a `token`, with require = \"all\"");
+                self.push(problem);
+                continue;
+            }
+            if edges.contains(&at) {
+                let problem = Problem::error(format!("{} is there twice", quote(&written.value)));
+                self.push(problem.at(place));
+                continue;
+            }
+            edges.push(at);
+        }
+        if list.is_empty() {
+            let place = self.file.place(item);
+            self.push(
+                Problem::error("an empty list of edges")
+                    .at(place)
+                    .cure("leave it out, or name a [caller.NAME]"),
+            );
+        }
+        edges
+    }
+
     /// Callers that need a certificate on hosts that ask for none could never call.
     pub(super) fn callers_by_certificate(&mut self, hosts: &[HostDraft]) {
+        let edges: HashSet<usize> = hosts.iter().flat_map(|host| host.edges.clone()).collect();
         for host in hosts.iter().filter(|host| host.client_ca.is_none()) {
-            for route in &host.routes {
-                for caller in route.named_callers.iter().map(|&at| &self.callers[at]) {
-                    let is_alone = caller.tokens.is_empty() && caller.networks.is_empty();
-                    let needs = caller.require == Require::All || is_alone;
-                    if caller.certificates.is_empty() || !needs {
-                        continue;
-                    }
-                    self.report.push(
+            // An edge shows its certificate where it comes in, and that is elsewhere.
+            let of_routes = host.routes.iter().flat_map(|route| {
+                let callers = route.named_callers.iter();
+                callers
+                    .filter(|at| !edges.contains(at))
+                    .map(|&at| (at, &route.place))
+            });
+            let of_host = host.edges.iter().map(|&at| (at, &host.place));
+            for (at, place) in of_routes.chain(of_host) {
+                let caller = &self.callers[at];
+                let is_alone = caller.tokens.is_empty() && caller.networks.is_empty();
+                let needs = caller.require == Require::All || is_alone;
+                if caller.certificates.is_empty() || !needs {
+                    continue;
+                }
+                self.report.push(
                         Problem::error(format!(
                             "the caller {} must show a certificate, and the host {} asks for none",
                             quote(&caller.name),
                             quote(&host.name)
                         ))
-                        .at(route.place.clone())
+                        .at(place.clone())
                         .cure(format!(
                             "write [host.\"{}\"] with `client_ca`, the CAs of the callers' certificates",
                             host.name
                         )),
                     );
-                }
             }
         }
     }

@@ -48,11 +48,17 @@ impl Checker<'_> {
         let methods = self.methods(item);
         let admission = self.admission(item);
         self.wide_networks(item, &admission);
-        let targets = match self.named_upstream(item) {
+        let named = self.named_upstreams(item);
+        let upstream = named.as_ref().ok().and_then(|named| named.first().copied());
+        let is_hub = upstream.is_some_and(|upstream| self.upstreams[upstream].is_hub);
+        if is_hub {
+            self.towards_hub(item);
+        }
+        let targets = match &named {
             // An unknown preset or upstream was reported; nothing follows from it.
             Err(()) => Vec::new(),
             Ok(_) if preset.is_none() && fields.preset.is_some() => Vec::new(),
-            Ok(upstream) => self.targets(&Addressed {
+            Ok(_) => self.targets(&Addressed {
                 preset,
                 hosts: &hosts,
                 path,
@@ -87,12 +93,30 @@ impl Checker<'_> {
             names.insert(name.clone(), name_place);
         }
 
-        let credential = self.route_credential(item, preset, &name);
-        let strip = self.strip(
+        let mut ways = Vec::new();
+        let credential = if is_hub {
+            for &way in named.iter().flatten() {
+                let token = self.upstreams[way].token;
+                ways.push((way, token.map(|token| (token, hub_token()))));
+                // Who stands in for a hub is as patient.
+                let patience = self.upstreams[ways[0].0].limits.read_timeout;
+                let limits = &mut self.upstreams[way].limits;
+                limits.read_timeout = limits.read_timeout.max(patience);
+            }
+            ways.remove(0).1
+        } else {
+            self.route_credential(item, preset, &name)
+        };
+        let mut strip = self.strip(
             item,
             preset,
             credential.as_ref().map(|(_, injection)| injection),
         );
+        if is_hub {
+            // The hub knows which parameters are keys; what is said here is said on purpose.
+            let own = fields.strip_query.iter().flat_map(|list| &list.value);
+            strip.params = own.map(|written| written.value.clone()).collect();
+        }
         let on_echo = match fields.on_echo.as_ref().map(|written| written.value) {
             None | Some(file::OnEcho::Redact) => policy::OnEcho::Redact,
             Some(file::OnEcho::Block) => policy::OnEcho::Block,
@@ -117,6 +141,7 @@ impl Checker<'_> {
                 denied: admission.denied.clone(),
                 upstream: target.upstream,
                 credential: credential.clone(),
+                further: ways.clone(),
                 upstream_path: target.upstream_path,
                 strip_fields: strip.fields.clone(),
                 strip_params: strip.params.clone(),
@@ -130,10 +155,11 @@ impl Checker<'_> {
                 upgrades: self.upgrades(item),
                 refused: match preset {
                     Some(preset)
-                        if !fields
-                            .allow_key_management
-                            .as_ref()
-                            .is_some_and(|allow| allow.value) =>
+                        if !is_hub
+                            && !fields
+                                .allow_key_management
+                                .as_ref()
+                                .is_some_and(|allow| allow.value) =>
                     {
                         preset.refused.clone()
                     }
@@ -165,6 +191,36 @@ impl Checker<'_> {
                 place: file.place(item),
             };
             self.routes.entry(target.host).or_default().push(draft);
+        }
+    }
+
+    /// What a route to a hub cannot have, since the hub decides on it.
+    fn towards_hub(&mut self, item: &Item<file::Route>) {
+        let fields = &item.fields;
+        let wrong = [
+            (
+                "credential",
+                fields
+                    .credential
+                    .as_ref()
+                    .filter(|written| written.value != "none"),
+                "leave it out: the hub holds the key and writes it",
+            ),
+            (
+                "upstream_path",
+                fields.upstream_path.as_ref(),
+                "leave it out: the hub gets the path as it is, and rewrites it where its own route says so",
+            ),
+        ];
+        for (field, written, cure) in wrong {
+            if let Some(written) = written {
+                let place = self.file.place_of(item, &written.span);
+                self.push(
+                    Problem::error(format!("a route to a hub has no `{field}`"))
+                        .at(place)
+                        .cure(cure),
+                );
+            }
         }
     }
 
@@ -609,6 +665,14 @@ impl Checker<'_> {
             }
         }
         self.report.problems.extend(problems);
+    }
+}
+
+/// How a hub is shown our token.
+fn hub_token() -> Injection {
+    Injection::Header {
+        name: "Claviger-Token".to_owned(),
+        template: "{key}".to_owned(),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::config::file;
 use crate::config::file::Item;
 use crate::config::presets::{Preset, PresetHost};
 use crate::config::report::{Place, Problem, one_of, quote};
+use crate::config::written::{OneOrMany, Written};
 
 /// A host that a route serves, and where that leads.
 pub(super) struct Target {
@@ -33,20 +34,53 @@ pub(super) struct Addressed<'r> {
 }
 
 impl Checker<'_> {
-    /// The upstream that the route names. `Err` when it names one that is not there.
-    pub(super) fn named_upstream(&mut self, item: &Item<file::Route>) -> Result<Option<usize>, ()> {
-        let Some(written) = &item.fields.upstream else {
+    /// The upstreams that the route names, several only if they are hubs. `Err` when it
+    /// names one that is not there.
+    pub(super) fn named_upstreams(&mut self, item: &Item<file::Route>) -> Result<Vec<usize>, ()> {
+        let Some(OneOrMany(list)) = &item.fields.upstream else {
             return if item.is_unread("upstream") {
                 Err(())
             } else {
-                Ok(None)
+                Ok(Vec::new())
             };
         };
+        let mut found: Vec<usize> = Vec::new();
+        for written in list {
+            let index = self.named_upstream(item, written)?;
+            let place = self.file.place_of(item, &written.span);
+            if found.contains(&index) {
+                let problem = Problem::error(format!("{} is there twice", quote(&written.value)));
+                self.push(problem.at(place));
+                return Err(());
+            }
+            if list.len() > 1 && !self.upstreams[index].is_hub {
+                self.push(
+                    Problem::error(format!("{} is no hub, and stands in a list", quote(&written.value)))
+                        .at(place)
+                        .cure("a route leads to one API, or to hubs that stand in for each other; several addresses of one API are its upstream's `addresses`"),
+                );
+                return Err(());
+            }
+            found.push(index);
+        }
+        if found.is_empty() {
+            let place = self.file.place(item);
+            self.push(Problem::error("an empty list of upstreams leads nowhere").at(place));
+            return Err(());
+        }
+        Ok(found)
+    }
+
+    fn named_upstream(
+        &mut self,
+        item: &Item<file::Route>,
+        written: &Written<String>,
+    ) -> Result<usize, ()> {
         let name = &written.value;
         let named = self.upstream_names.get(name).copied();
         if let Some(index) = named.filter(|&index| index < self.upstream_sections.len()) {
             self.upstream_used.insert(index);
-            return Ok(Some(index));
+            return Ok(index);
         }
         if self.upstream_broken.contains(name) {
             return Err(());
@@ -165,7 +199,8 @@ impl Checker<'_> {
             return same;
         }
         let names: BTreeSet<&str> = by_default.iter().map(|host| &*host.name).collect();
-        if names.len() == 1 {
+        // A hub serves them all.
+        if names.len() == 1 || self.upstreams[upstream].is_hub {
             return by_default;
         }
         self.push(
@@ -198,9 +233,10 @@ impl Checker<'_> {
         };
         // Its own software is addressed as it is.
         let itself = self.upstreams[upstream].host == *host;
+        let is_hub = self.upstreams[upstream].is_hub;
         let upstream_path = route.upstream_path.clone().or_else(|| {
             let own = route.path.as_ref()?;
-            (!itself && *own != first.path).then(|| first.path.clone())
+            (!itself && !is_hub && *own != first.path).then(|| first.path.clone())
         });
         Some(self.preset_target(route, first, host, upstream_path, upstream))
     }
@@ -266,6 +302,9 @@ impl Checker<'_> {
                     addresses: Vec::new(),
                     ca_file: None,
                     allow_private: false,
+                    is_hub: false,
+                    token: None,
+                    client_certificate: None,
                     limits: UpstreamLimits::default(),
                     place: place.clone(),
                     ca_place: None,

@@ -1,6 +1,7 @@
 //! `[upstream.NAME]`: where requests go.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use policy::Listener;
 use policy::access::is_never_an_upstream;
@@ -8,7 +9,7 @@ use policy::upstream::UpstreamLimits;
 use rustls::pki_types::ServerName;
 
 use super::{CONNECTIONS_CEILING, Checker, QUEUE_CEILING, is_host_name};
-use crate::config::draft::UpstreamDraft;
+use crate::config::draft::{ClientCertificate, CredentialDraft, UpstreamDraft};
 use crate::config::file;
 use crate::config::file::Item;
 use crate::config::report::{Place, Problem, quote};
@@ -92,7 +93,12 @@ impl Checker<'_> {
                 None => host.clone(),
             };
             let tls_name = tls_name.and_then(|name| ServerName::try_from(name).ok());
-            let default = UpstreamLimits::default();
+            let is_hub = fields.hub.as_ref().is_some_and(|hub| hub.value);
+            let default = if is_hub {
+                hub_limits()
+            } else {
+                UpstreamLimits::default()
+            };
             let item_some = Some(item);
             let limits = UpstreamLimits {
                 connect_timeout: self.timeout(
@@ -157,6 +163,11 @@ impl Checker<'_> {
             };
             let limits = self.idle_bounds(item, limits);
             let ca_file = self.path(item_some, &fields.ca_file);
+            let client_certificate = self.client_certificate(item);
+            let token = self.hub_token(item, is_hub);
+            if is_hub && client_certificate.is_none() && token.is_none() {
+                self.hub_without_proof(item);
+            }
             let (Some(host), Some(tls_name)) = (host, tls_name) else {
                 self.upstream_broken.insert(item.name.clone());
                 continue;
@@ -175,6 +186,9 @@ impl Checker<'_> {
                     .allow_private
                     .as_ref()
                     .is_some_and(|allow| allow.value),
+                is_hub,
+                token,
+                client_certificate,
                 limits,
                 place: file.place(item),
                 ca_place: fields
@@ -184,6 +198,121 @@ impl Checker<'_> {
                 address_places,
             });
         }
+    }
+
+    /// The certificate that is shown to the upstream.
+    fn client_certificate(&mut self, item: &Item<file::Upstream>) -> Option<ClientCertificate> {
+        let fields = &item.fields;
+        let chain = self.path(Some(item), &fields.client_certificate);
+        let key = self.path(Some(item), &fields.client_key);
+        let pair = [
+            (
+                "client_certificate",
+                &fields.client_certificate,
+                "client_key",
+                &fields.client_key,
+            ),
+            (
+                "client_key",
+                &fields.client_key,
+                "client_certificate",
+                &fields.client_certificate,
+            ),
+        ];
+        for (field, written, other, missing) in pair {
+            if let Some(written) = written
+                && missing.is_none()
+                && !item.is_unread(other)
+            {
+                let place = self.file.place_of(item, &written.span);
+                self.push(
+                    Problem::error(format!("`{field}` without `{other}`"))
+                        .at(place)
+                        .cure("name the PEM files of the chain and of its private key; they may be one file"),
+                );
+            }
+        }
+        let place = fields.client_certificate.as_ref()?;
+        Some(ClientCertificate {
+            chain: chain?,
+            key: key?,
+            allow_world_readable: fields
+                .allow_world_readable
+                .as_ref()
+                .is_some_and(|allow| allow.value),
+            place: self.file.place_of(item, &place.span),
+        })
+    }
+
+    /// The token that is shown to a hub, as a credential of the upstream's own.
+    fn hub_token(&mut self, item: &Item<file::Upstream>, is_hub: bool) -> Option<usize> {
+        let written = item.fields.token.as_ref()?;
+        let place = self.file.place_of(item, &written.span);
+        if !is_hub {
+            if !item.is_unread("hub") {
+                self.push(
+                    Problem::error(format!(
+                        "the upstream {} has a `token` and is no hub",
+                        quote(&item.name)
+                    ))
+                    .at(place)
+                    .cure("write hub = true, if it is another Claviger; an API's key is a [credential.NAME]"),
+                );
+            }
+            return None;
+        }
+        let reference = self.reference(place.clone(), &written.value)?;
+        let name = format!("{}.token", item.name);
+        if let Some(other) = self
+            .file
+            .credentials
+            .iter()
+            .find(|other| other.name == name)
+        {
+            let problem = Problem::error(format!(
+                "the token of the hub {} is called {} on the audit trail, and there is a credential of that name",
+                quote(&item.name),
+                quote(&name)
+            ))
+            .at(place.clone())
+            .also("here:", self.file.place(other))
+            .cure("give one of them another name");
+            self.push(problem);
+        }
+        self.credentials.push(CredentialDraft {
+            name,
+            reference,
+            allow_world_readable: item
+                .fields
+                .allow_world_readable
+                .as_ref()
+                .is_some_and(|allow| allow.value),
+            place,
+        });
+        Some(self.credentials.len() - 1)
+    }
+
+    fn hub_without_proof(&mut self, item: &Item<file::Upstream>) {
+        let unread = ["token", "client_certificate", "client_key"];
+        let fields = &item.fields;
+        let is_written = fields.token.is_some()
+            || fields.client_certificate.is_some()
+            || fields.client_key.is_some();
+        if is_written || unread.iter().any(|field| item.is_unread(field)) {
+            return;
+        }
+        let place = self.file.place(item);
+        self.push(
+            Problem::error(format!(
+                "the hub {} would not know who we are",
+                quote(&item.name)
+            ))
+            .at(place)
+            .cure(format!(
+                "write client_certificate and client_key, or token = \"file:///etc/claviger/{}.token\"",
+                super::credentials::plain_file_name(&item.name)
+            )),
+        );
     }
 
     /// `idle_min <= idle_max <= connections_max`: what was not written gives way.
@@ -278,6 +407,19 @@ impl Checker<'_> {
         };
         self.push(problem);
         None
+    }
+}
+
+/// What holds for a hub, unless its section says otherwise: it is asked quickly, and keeps the
+/// times of the API itself. Connections to it are kept ahead of need.
+fn hub_limits() -> UpstreamLimits {
+    const PATIENCE: Duration = Duration::from_secs(15 * 60);
+    UpstreamLimits {
+        connect_timeout: Duration::from_secs(2),
+        response_head_timeout: PATIENCE,
+        read_timeout: PATIENCE,
+        idle_min: 2,
+        ..UpstreamLimits::default()
     }
 }
 
