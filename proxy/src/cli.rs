@@ -32,6 +32,9 @@ pub enum Command {
     /// The internal certificate authority.
     #[command(subcommand)]
     Ca(Ca),
+    /// Find the keys that services still have, and say what to remove. Shows no key. Ends with 0 if there is
+    /// none, 1 if there is one, 2 if something could not be looked at.
+    Hunt(Hunt),
     /// Show the whole thing at work: a mock API, a real call, and what each side saw.
     Demo(Demo),
     /// Show that no key comes out: canaries for keys, every route and every error driven, and all
@@ -165,6 +168,35 @@ pub enum Ca {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// `claviger hunt`
+#[derive(Debug, Args)]
+pub struct Hunt {
+    /// Files and directories. Links in them are not followed; files that Git ignores are looked at, as
+    /// `.env` usually is one.
+    #[arg(required_unless_present = "environment", value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// Look at the environments and command lines of running processes, too: the caller's own, or, for
+    /// root, everybody's.
+    #[arg(long)]
+    pub environment: bool,
+    /// Look at all that the Git repositories at the paths ever held, too.
+    #[arg(long, requires = "paths")]
+    pub git_history: bool,
+    /// Pass over what Git ignores.
+    #[arg(long)]
+    pub respect_gitignore: bool,
+    /// Pass over what matches, as in a `.gitignore`; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Look for the keys of this configuration, too, whatever their shape. Reads them; the files
+    /// that hold them are passed over.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `claviger demo`

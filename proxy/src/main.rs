@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         cli::Command::Explain(args) => tools::explain(args),
         cli::Command::Schema => tools::schema(),
         cli::Command::Ca(args) => tools::ca(args),
+        cli::Command::Hunt(args) => tools::hunt(args),
         cli::Command::Demo(args) => demo::run(args),
         cli::Command::Prove(args) => prove::run(args),
         cli::Command::ProveServe(args) => prove::serve(args).map_err(|error| error.to_string()),

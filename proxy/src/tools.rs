@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use clap::CommandFactory;
 use controlplane::config::{self, ResolveContext};
+use controlplane::hunt;
 use controlplane::pki::authority;
 
 use crate::cli;
@@ -171,6 +172,58 @@ pub fn ca(args: &cli::Ca) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `claviger hunt`: 0 when there is no key, 1 when there is one, 2 when something was not looked at.
+pub fn hunt(args: &cli::Hunt) -> Outcome {
+    const TROUBLE: u8 = 2;
+    let mut options = hunt::Options {
+        paths: args.paths.clone(),
+        processes: args.environment,
+        history: args.git_history,
+        ignored_by_git: match args.respect_gitignore {
+            true => hunt::Ignored::PassedOver,
+            false => hunt::Ignored::Searched,
+        },
+        exclude: args.exclude.clone(),
+        ..hunt::Options::default()
+    };
+    let found = match &args.config {
+        Some(path) => managed(path, &mut options).and_then(|()| hunt::hunt(&options)),
+        None => hunt::hunt(&options),
+    };
+    let found = match found {
+        Ok(found) => found,
+        Err(message) => {
+            eprintln!("error: {}", message.trim_end());
+            return Ok(ExitCode::from(TROUBLE));
+        }
+    };
+    if args.json {
+        print_out(format!("{:#}\n", found.to_json()).as_bytes())?;
+    } else {
+        print_out(found.render().as_bytes())?;
+    }
+    Ok(match (found.findings.is_empty(), found.has_gaps()) {
+        (false, _) => ExitCode::FAILURE,
+        (true, true) => ExitCode::from(TROUBLE),
+        (true, false) => ExitCode::SUCCESS,
+    })
+}
+
+/// Adds the keys that a configuration manages.
+fn managed(path: &std::path::Path, options: &mut hunt::Options) -> Result<(), String> {
+    let file = config::load(path).map_err(|report| report.render(false))?;
+    let resolved = config::resolve(&file, &mut ResolveContext::to_look())
+        .map_err(|report| report.render(false))?;
+    options.managed = hunt::managed_by(&resolved.snapshot);
+    let (draft, _) = config::check(&file);
+    options.keepers = draft
+        .credentials
+        .iter()
+        .filter_map(|credential| credential.reference.path())
+        .collect();
+    Ok(())
 }
 
 /// The hosts that a configuration serves with certificates of the internal CA.

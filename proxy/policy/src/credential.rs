@@ -6,6 +6,7 @@ use wire::scrub::Scrubber;
 use wire::target::percent_encode_query;
 use zeroize::Zeroizing;
 
+use crate::fingerprint::Fingerprint;
 use crate::secret::Secret;
 
 /// Secrets shorter than this are not searched for in answers: they would be found
@@ -105,6 +106,7 @@ pub enum CredentialError {
 pub struct Credential {
     name: Box<str>,
     version: Box<str>,
+    fingerprint: Option<Fingerprint>,
     injection: Injection,
     /// The whole header line with its CRLF, or `name=value` for a query.
     rendered: Secret,
@@ -188,6 +190,7 @@ impl Credential {
         Ok(Self {
             name: name.into(),
             version: version.into(),
+            fingerprint: Fingerprint::of(secret_part(&injection, key)),
             injection,
             rendered: Secret::new(rendered),
             scrubber,
@@ -202,6 +205,12 @@ impl Credential {
     /// Which value this is, in the source's own terms.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// A name for the value that is the same wherever the value is, of its secret part alone.
+    /// `None` where that is so short that it could be guessed.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.fingerprint
     }
 
     /// How it is written.
@@ -249,17 +258,9 @@ fn scrubber_of<'k>(
     let mut renderings = Vec::new();
     for value in values {
         let key = line_of(value);
-        match injection {
-            Injection::Basic { username } => {
-                secrets.push(match username {
-                    Some(_) => key,
-                    None => secret_of_pair(key),
-                });
-                renderings.push(basic_of(username.as_deref(), key));
-            }
-            Injection::Bearer | Injection::Header { .. } | Injection::Query { .. } => {
-                secrets.push(key);
-            }
+        secrets.push(secret_part(injection, key));
+        if let Injection::Basic { username } = injection {
+            renderings.push(basic_of(username.as_deref(), key));
         }
     }
     let long_enough = |text: &&[u8]| text.len() >= SCRUB_BYTES_MIN;
@@ -270,6 +271,14 @@ fn scrubber_of<'k>(
         .collect();
     secrets.retain(long_enough);
     Scrubber::of_secrets(&secrets, &renderings)
+}
+
+/// What of a key must stay secret: all of it, unless it is a pair.
+fn secret_part<'k>(injection: &Injection, key: &'k [u8]) -> &'k [u8] {
+    match injection {
+        Injection::Basic { username: None } => secret_of_pair(key),
+        _ => key,
+    }
 }
 
 /// Which part of `user:password` is the secret. An account's name stands in many an answer, and

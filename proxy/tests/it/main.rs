@@ -22,6 +22,7 @@ mod edge;
 mod fire;
 mod histories;
 mod house;
+mod hunt;
 mod hygiene;
 mod listener;
 mod memory;

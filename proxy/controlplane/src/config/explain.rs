@@ -9,8 +9,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use policy::{
-    AddressBook, Caller, Callers, Listener, NamedCaller, Require, Route, Snapshot, UnknownSni,
-    Verdict,
+    AddressBook, Caller, Callers, Fingerprint, Listener, NamedCaller, Require, Route, Snapshot,
+    UnknownSni, Verdict,
 };
 use wire::framing::BodyFraming;
 use wire::head::{Parse, RequestHead};
@@ -86,8 +86,8 @@ pub struct RouteView {
     pub forwarded: Vec<String>,
     /// How it writes the key, with the value hidden.
     pub writes: Option<String>,
-    /// The key's name and version.
-    pub credential: Option<(String, String)>,
+    /// The key.
+    pub credential: Option<CredentialView>,
     /// The upstream's name in the configuration.
     pub upstream: String,
     /// The `Host` that it sends.
@@ -102,6 +102,17 @@ pub struct RouteView {
     pub body_bytes_max: Option<u64>,
     /// Whether it needs a place on the audit trail.
     pub audit_required: bool,
+}
+
+/// A key, without the key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialView {
+    /// Its name.
+    pub name: String,
+    /// Which value it is, in its source's terms.
+    pub version: String,
+    /// Which value it is, as `hunt` calls it; none for one that is short.
+    pub fingerprint: Option<Fingerprint>,
 }
 
 /// What becomes of a request.
@@ -361,11 +372,10 @@ fn view(route: &Route, addresses: &AddressBook) -> RouteView {
             .map(|field| field.name().to_ascii_lowercase())
             .collect(),
         writes: credential.map(|credential| credential.injection().describe()),
-        credential: credential.map(|credential| {
-            (
-                credential.name().to_owned(),
-                credential.version().to_owned(),
-            )
+        credential: credential.map(|credential| CredentialView {
+            name: credential.name().to_owned(),
+            version: credential.version().to_owned(),
+            fingerprint: credential.fingerprint(),
         }),
         upstream: route.upstream.name.to_string(),
         upstream_host: route.upstream.host.to_string(),
@@ -489,7 +499,11 @@ impl Explanation {
                 },
                 "writes": route.writes,
                 "forwarded": route.forwarded,
-                "credential": route.credential.as_ref().map(|(name, version)| json!({ "name": name, "version": version })),
+                "credential": route.credential.as_ref().map(|credential| json!({
+                    "name": credential.name,
+                    "version": credential.version,
+                    "fingerprint": credential.fingerprint.map(|fingerprint| fingerprint.to_string()),
+                })),
                 "upstream": {
                     "name": route.upstream,
                     "host": route.upstream_host,
@@ -523,6 +537,16 @@ impl Explanation {
         };
         json["outcome"] = outcome;
         json
+    }
+}
+
+impl fmt::Display for CredentialView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (version {}", self.name, self.version)?;
+        if let Some(fingerprint) = self.fingerprint {
+            write!(f, ", {fingerprint}")?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -576,9 +600,9 @@ impl fmt::Display for Explanation {
                 line("", &format!("headers of answers {headers}"))?;
             }
             match (&route.writes, &route.credential) {
-                (Some(writes), Some((name, version))) => {
+                (Some(writes), Some(credential)) => {
                     line("writes", writes)?;
-                    line("credential", &format!("{name} (version {version})"))?;
+                    line("credential", &credential.to_string())?;
                 }
                 _ => line("writes", "nothing")?,
             }

@@ -26,10 +26,15 @@ pub use draft::{Certificates, Draft};
 pub use explain::{Explanation, Outcome, Question, QuestionError, explain};
 pub use file::{Driver, File, LogFormat, LogLevel, MemoryLock, load};
 pub use presets::{Preset, PresetHost};
+pub(crate) use presets::{published, shapes_by_provider, variables_by_provider};
+pub(crate) use report::without_keys;
 pub use report::{Place, Problem, Report, Severity};
 pub use resolve::{Purpose, ResolveContext, Resolved, resolve, resolve_at};
 pub use schema::json_schema;
 pub use settings::{AuditSettings, LogSettings, Settings};
+#[cfg(test)]
+pub(crate) use shape::Alphabet;
+pub(crate) use shape::{Checksum, Shape};
 pub use written::Workers;
 
 /// The names of all presets, as a route's `preset` takes them.

@@ -45,6 +45,8 @@ pub struct Preset {
     pub refused_text: Vec<String>,
     /// What its keys look like.
     pub shapes: Vec<Shape>,
+    /// Environment variables in which programs expect its keys.
+    pub variables: Vec<String>,
 }
 
 /// A host of a provider.
@@ -81,6 +83,52 @@ pub fn shapes() -> impl Iterator<Item = &'static Shape> {
         .iter()
         .flat_map(|preset| &preset.shapes)
         .chain(&GENERIC.shape)
+}
+
+/// Every shape with whose it is: its preset, or for other providers a name.
+pub fn shapes_by_provider()
+-> impl Iterator<Item = (&'static str, Option<&'static Preset>, &'static Shape)> {
+    PRESETS
+        .iter()
+        .flat_map(|preset| {
+            let title: &'static str = &preset.title;
+            preset
+                .shapes
+                .iter()
+                .map(move |shape| (title, Some(preset), shape))
+        })
+        .chain(
+            GENERIC
+                .shape
+                .iter()
+                .map(|shape| (shape.title.as_deref().unwrap_or_default(), None, shape)),
+        )
+}
+
+/// Every variable in which programs expect a key, with whose it is, in the same way.
+pub fn variables_by_provider()
+-> impl Iterator<Item = (&'static str, Option<&'static Preset>, &'static str)> {
+    PRESETS
+        .iter()
+        .flat_map(|preset| {
+            let title: &'static str = &preset.title;
+            preset
+                .variables
+                .iter()
+                .map(move |name| (title, Some(preset), &**name))
+        })
+        .chain(GENERIC.named.iter().flat_map(|named| {
+            let title: &'static str = &named.title;
+            named
+                .variables
+                .iter()
+                .map(move |name| (title, None, &**name))
+        }))
+}
+
+/// Fingerprints of keys that providers print in their documentation. They are nobody's.
+pub fn published() -> &'static [String] {
+    &GENERIC.published
 }
 
 /// Every header in which some provider takes a key, and those that lead a server astray or tell where
@@ -121,6 +169,8 @@ struct Data {
     read_timeout: Option<Period>,
     #[serde(default)]
     refused: Vec<String>,
+    #[serde(default)]
+    variables: Vec<String>,
     host: Vec<PresetHost>,
     #[serde(default)]
     shape: Vec<Shape>,
@@ -132,7 +182,17 @@ struct Data {
 struct Generic {
     strip_headers: Vec<String>,
     strip_query: Vec<String>,
+    published: Vec<String>,
     shape: Vec<Shape>,
+    named: Vec<Named>,
+}
+
+/// Variables in which programs expect the keys of a provider without a preset.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Named {
+    title: String,
+    variables: Vec<String>,
 }
 
 // The files are part of the program and read by a test: one that cannot be read
@@ -185,6 +245,7 @@ fn read(name: &'static str, text: &str) -> Result<Preset, String> {
             .collect::<Result<_, _>>()?,
         refused_text: data.refused,
         shapes: data.shape,
+        variables: data.variables,
     })
 }
 

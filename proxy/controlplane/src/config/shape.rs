@@ -1,10 +1,12 @@
 //! What a key looks like: the shapes that providers' keys are known to have.
 //!
-//! Shapes are data (`presets/*.toml`, `presets/shapes.toml`): a prefix and a
-//! least length. Deliberately missing: regular expressions, and any attempt to
+//! Shapes are data (`presets/*.toml`): a prefix, a least length, and what follows
+//! the prefix. Deliberately missing: regular expressions, and any attempt to
 //! recognise a key without a prefix. A value that stands where a reference is
 //! expected is refused whatever it looks like; shapes find the ones that stand
-//! where nobody expects a key.
+//! where nobody expects a key. What only *looks* like a key is one here, since a
+//! configuration has no place for either; [`hunt`](crate::hunt), which reads what
+//! others wrote, looks closer.
 
 use std::ops::Range;
 
@@ -18,6 +20,72 @@ pub struct Shape {
     pub prefix: String,
     /// Its least length, prefix included.
     pub bytes_min: usize,
+    /// Its greatest length, prefix included, where the provider has one.
+    pub bytes_max: Option<usize>,
+    /// What follows the prefix.
+    #[serde(default)]
+    pub alphabet: Alphabet,
+    /// Digits that check the others.
+    pub checksum: Option<Checksum>,
+    /// Whose it is, where no preset says so.
+    pub title: Option<String>,
+    /// Whether `hunt` looks for it: most texts of this shape are keys.
+    #[serde(default = "yes")]
+    pub hunted: bool,
+}
+
+/// The characters of a key behind its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Alphabet {
+    /// Letters, digits, `-` and `_`.
+    #[default]
+    Urlsafe,
+    /// The same and `.`: a key of several parts.
+    Token,
+    /// Letters and digits.
+    Alphanumeric,
+    /// Capital letters and digits.
+    Upper,
+    /// `0` to `9` and `a` to `f`.
+    Hex,
+}
+
+/// How a key checks itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+pub enum Checksum {
+    /// 30 characters, and their CRC-32 in six digits to the base of 62.
+    #[serde(rename = "crc32-base62")]
+    Crc32Base62,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Alphabet {
+    /// Whether it has this character.
+    pub fn has(self, byte: u8) -> bool {
+        match self {
+            Alphabet::Urlsafe => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+            Alphabet::Token => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'),
+            Alphabet::Alphanumeric => byte.is_ascii_alphanumeric(),
+            Alphabet::Upper => byte.is_ascii_uppercase() || byte.is_ascii_digit(),
+            Alphabet::Hex => byte.is_ascii_digit() || matches!(byte, b'a'..=b'f'),
+        }
+    }
+}
+
+impl Shape {
+    /// How many bytes at the beginning of `text`, which begins with the prefix, could be one key.
+    pub fn run(&self, text: &[u8]) -> usize {
+        let payload = text.get(self.prefix.len()..).unwrap_or_default();
+        let run = payload
+            .iter()
+            .position(|&byte| !self.alphabet.has(byte))
+            .unwrap_or(payload.len());
+        self.prefix.len().min(text.len()) + run
+    }
 }
 
 /// Tokens of at least this length are hidden in a line that is not TOML.
@@ -117,8 +185,8 @@ fn long_tokens(line: &str) -> Vec<Range<usize>> {
 
 fn is_key(token: &str) -> bool {
     presets::shapes().any(|shape| {
-        token.len() >= shape.bytes_min
-            && token.starts_with(&shape.prefix)
+        token.starts_with(&shape.prefix)
+            && shape.run(token.as_bytes()) >= shape.bytes_min
             // A name such as `sk-service-account` has no digit; a key of any
             // length worth the name has.
             && token[shape.prefix.len()..].bytes().any(|byte| byte.is_ascii_digit())

@@ -68,12 +68,15 @@ fn an_allowed_request() {
         "https://api.example.com/v1/things?q=sekrit&k%65y=sekrit&flag",
         "127.0.0.1",
     );
-    let version = explanation
+    let credential = explanation
         .route
         .as_ref()
         .and_then(|route| route.credential.clone())
-        .expect("a key")
-        .1;
+        .expect("a key");
+    let version = &credential.version;
+    let fingerprint = credential
+        .fingerprint
+        .map_or(String::new(), |it| format!(", {it}"));
     let headers = explanation
         .route
         .as_ref()
@@ -96,7 +99,7 @@ GET https://api.example.com/v1/things?q=<hidden>&k%65y=<hidden>&flag from 127.0.
   strips     headers {headers}
              query parameters {query}
   writes     Authorization: Bearer <hidden>
-  credential v1 (version {version})
+  credential v1 (version {version}{fingerprint})
   upstream   api (Host: api.example.com, certificate of api.example.com)
              addresses: 192.0.2.7:443
   limits     response head 1m, body unlimited, audit best-effort
