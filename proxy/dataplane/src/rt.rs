@@ -645,6 +645,12 @@ enum Listening {
     Simulated(simulated::Door),
 }
 
+/// Bytes that the kernel takes from us for a caller before it may send them: a caller's window
+/// that is open is filled as ever, and of an answer that nobody reads no more than this is opened,
+/// searched, sealed and kept (the kernel would take 2.6 MB for each caller). When there are as many,
+/// the relay waits until half of them have left. Less than this costs downloads (ARCHITECTURE.md).
+const UNSENT_BYTES_MAX: libc::c_int = 256 * 1024;
+
 /// After so many connections from a full queue, accepting lets other tasks run.
 const ACCEPTS_PER_TURN: u32 = 16;
 
@@ -663,9 +669,14 @@ impl Listener {
         }
         // io_uring waits by itself; a non-blocking descriptor would tell it not to.
         socket.set_nonblocking(kind == DriverKind::Epoll)?;
-        // Accepted sockets inherit it: every message is written whole, and waiting
+        // Accepted sockets inherit both. Every message is written whole, and waiting
         // for more would cost 40 ms.
-        set_nodelay(socket.as_raw_fd())?;
+        set_tcp(socket.as_raw_fd(), libc::TCP_NODELAY, 1)?;
+        set_tcp(
+            socket.as_raw_fd(),
+            libc::TCP_NOTSENT_LOWAT,
+            UNSENT_BYTES_MAX,
+        )?;
         let listener = match Loop::current() {
             Some(home) => Listening::Ready {
                 registered: home.register_shared(socket.as_raw_fd())?,
@@ -778,15 +789,15 @@ fn accept_now(listener: &std::net::TcpListener) -> io::Result<RawSocket> {
     Ok(unsafe { RawSocket::from_raw_fd(accepted) })
 }
 
-fn set_nodelay(fd: RawFd) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    // SAFETY: the pointer and the length describe `on`, which outlives the call.
+/// Sets an option of TCP that is a number.
+fn set_tcp(fd: RawFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    // SAFETY: the pointer and the length describe `value`, which outlives the call.
     let set = unsafe {
         libc::setsockopt(
             fd,
             libc::IPPROTO_TCP,
-            libc::TCP_NODELAY,
-            (&raw const on).cast(),
+            option,
+            (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )
     };

@@ -35,6 +35,50 @@ fn an_accept_that_is_stopped_loses_no_connection() {
     });
 }
 
+/// What the kernel takes for a peer that does not read, through a window as small as there is.
+fn taken_for_nobody(socket: &RawSocket) -> usize {
+    let bytes = vec![7; 64 * 1024];
+    let mut taken = 0;
+    while let Ok(sent @ 1..) = try_send(socket.as_raw_fd(), &bytes) {
+        taken += sent;
+    }
+    taken
+}
+
+fn connect_with_a_tiny_window(address: std::net::SocketAddr) -> socket2::Socket {
+    let peer = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+    let peer = peer.expect("descriptors are left");
+    peer.set_recv_buffer_size(2048).expect("a socket");
+    peer.connect(&address.into()).expect("it listens");
+    peer
+}
+
+#[test]
+fn little_is_taken_for_a_peer_that_does_not_read() {
+    /// A segment on loopback: the kernel takes whole ones, and some go into the window.
+    const SEGMENTS: usize = 3 * 64 * 1024;
+    // The control: the same without the listener's option.
+    let plain = listener();
+    let _peer = connect_with_a_tiny_window(plain.local_addr().expect("it is bound"));
+    let (socket, _) = plain.accept().expect("somebody waits");
+    let as_much_as_there_is = taken_for_nobody(&socket.into());
+    let most = UNSENT_BYTES_MAX as usize + SEGMENTS;
+    assert!(
+        as_much_as_there_is > 2 * most,
+        "only {as_much_as_there_is} bytes"
+    );
+    on_each_kind(async move |kind| {
+        let socket = listener();
+        let address = socket.local_addr().expect("it is bound");
+        let ours = Listener::new(socket, kind).expect("a listening socket");
+        let _peer = connect_with_a_tiny_window(address);
+        let socket = ours.accept().await.expect("somebody waits");
+        let taken = taken_for_nobody(&socket);
+        assert!(taken <= most, "{taken} bytes");
+        assert!(taken >= UNSENT_BYTES_MAX as usize / 2, "{taken} bytes");
+    });
+}
+
 #[test]
 fn a_connection_goes_through_the_hatch_and_is_served_there() {
     on_each_kind(async |kind| {
