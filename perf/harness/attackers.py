@@ -11,6 +11,7 @@ ended by the other side, and after how many seconds), and ends. It borrows nothi
 import contextlib
 import json
 import os
+import random
 import select
 import socket
 import ssl
@@ -25,6 +26,8 @@ STEP_SECONDS = 0.5
 UNREAD_BYTES = 16 << 20
 # A receive buffer as small as the kernel makes it: the other side sees a tiny window.
 TINY_WINDOW_BYTES = 2048
+# Those who ask again do so after this time.
+AGAIN_SECONDS = (1, 3)
 # Of a head that is too large: field lines of so many bytes each, so many of them.
 BOMB_LINE_BYTES, BOMB_LINES = 1000, 200
 # A step must not go on for ever, however many connections are to be opened anew in it.
@@ -120,6 +123,19 @@ class SlowRead(Held):
     def step(self):
         # Some bytes each time, so that the other side's sends go on and on.
         self.stream.recv(64)
+
+
+class ReadAgain(SlowRead):
+    """Gives up by itself, and asks for as much again: whoever cuts slow readers off meets it anyway."""
+
+    def __init__(self, target):
+        super().__init__(target)
+        self.until = self.began + random.uniform(*AGAIN_SECONDS)
+
+    def step(self):
+        if time.monotonic() > self.until:
+            raise ConnectionAbortedError
+        super().step()
 
 
 class NeverRead(SlowRead):
@@ -321,7 +337,7 @@ def input_ended(wait):
 
 
 HOLDING = {
-    "slow-head": SlowHead, "slow-body": SlowBody, "slow-read": SlowRead, "never-read": NeverRead, "idle": Idle,
+    "slow-head": SlowHead, "slow-body": SlowBody, "slow-read": SlowRead, "read-again": ReadAgain, "never-read": NeverRead, "idle": Idle,
     "silent": Silent, "half-hello": HalfHello, "no-answer": NoAnswer, "upstream-drip": Drip,
 }
 

@@ -2,8 +2,13 @@
 
 Each contender in turn, one worker on one core, with the same limits. The judge is `loadgen` in an open loop over kept
 connections, and a second one of few new connections (the newcomers), first in peace and then while `attackers.py`, or a
-second loadgen, does its worst from the load's core, nicer than the judge. Told are latency and errors of both judges,
-CPU and memory of the proxy, and what became of the attacker.
+second loadgen, does its worst from the load's core, nicer than the judge. A third judge goes past the proxy, to the API itself:
+what it feels is the attacker's and the API's doing, on the core that they share with the judges, and no proxy's. Told
+are latency and errors of the judges, CPU and memory of the proxy, and what became of the attacker.
+
+With --rounds the contenders take turns so often; told are medians, and the least and the most. A whole run takes more
+than an hour: --attacks cuts it into pieces, --keep puts each piece in the place of what was measured of the same before,
+and --add adds rounds to what is kept of the same build.
 
 Exit code: 0 all was measured, 2 something could not be.
 """
@@ -11,8 +16,10 @@ Exit code: 0 all was measured, 2 something could not be.
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -22,7 +29,7 @@ from pathlib import Path
 
 from harness import contender as contenders
 from harness import history, job_check, machine, slowdown
-from harness.bench import HOST, Bench, Options, before, stop
+from harness.bench import DIRECT, HOST, Bench, Options, before, stop
 from harness.contender import CannotMeasure
 
 ATTACKERS = Path(__file__).resolve().parent / "attackers.py"
@@ -36,6 +43,8 @@ LIMIT_SECONDS = 5
 RATE, CONNECTIONS = 1_000, 32
 # Callers that come anew, each with a full handshake.
 NEWCOMERS_RATE = 20
+# Callers who go past the proxy.
+PAST_RATE, PAST_CONNECTIONS = 200, 4
 # How much nicer than the judge the attacker is: the load's core is theirs together.
 ATTACKER_NICE = 5
 # Memory is looked at so often.
@@ -63,6 +72,7 @@ class Attack:
     count: int
     what: str
     loadgen: tuple = ()  # a second loadgen with these options, in place of attackers.py
+    path: str = "/ok"  # what that one asks for
 
 
 ATTACKS = [
@@ -76,6 +86,8 @@ ATTACKS = [
     Attack("head-bombs", 1, "heads of 200 kB, one after the other"),
     Attack("slow-body", 500, "500 bodies, a byte every half second"),
     Attack("slow-read", 200, "200 of 16 MiB answers, read through a tiny window"),
+    Attack("read-again", 200, "the same, given up after some 2 s and asked for again"),
+    Attack("downloads", 64, "64 downloads of 1 MiB at once, over and over", ("--concurrency", "64"), "/bytes/1048576"),
     Attack("never-read", 200, "200 of 16 MiB answers, not read"),
     Attack("idle", IDLE_CONNECTIONS, "10,000 connections kept idle after a request"),
     Attack("no-answer", 500, "500 requests that the API does not answer"),
@@ -92,17 +104,20 @@ def main():
         machine.take_priority()
     options = Options(contenders=arguments.contenders, adjust=ADJUST, lock=arguments.lock)
     found, failed = [], []
-    where = {"time": history.now(), "commit": machine.commit()["commit"], "machine": machine.summary()}
+    where = {"commit": machine.commit()["commit"], "machine": machine.summary()}
+    builds = {}
     try:
-        for name, row in (overloads if arguments.overload else attacks)(options, arguments, failed):
-            found.append({"contender": name, **row, **where})
-            tell(found[-1])
+        for name, what, measured in (overloads if arguments.overload else attacks)(options, arguments, failed):
+            builds[name] = builds.get(name) or build(name)
+            row = {"contender": name, **what, "build": builds[name], **where, "rounds": [{**measured, "time": history.now()}]}
+            tell(row)
+            merge(found, row, adds=True)
     except CannotMeasure as reason:
         print(f"perf/fire: {reason}", file=sys.stderr)
         return 2
     finally:
         if arguments.keep and found:
-            keep(found)
+            keep(found, arguments.add)
     for table in tables(found).values():
         if table.count("\n") > 1:
             print(f"\n{table}")
@@ -119,10 +134,12 @@ def parse_args():
     parser.add_argument("--contenders", type=lambda text: text.split(","), default=["claviger", "nginx", "haproxy"])
     parser.add_argument("--attacks", type=lambda text: text.split(","), default=[one.name for one in ATTACKS])
     parser.add_argument("--seconds", type=float, default=8, help="of each attack")
+    parser.add_argument("--rounds", type=int, default=1, help="of each attack; the contenders take turns")
     parser.add_argument("--overload", action="store_true", help="measure what is answered at 1, 2 and 4 times the peak")
     parser.add_argument("--priority", action="store_true", help="go before everything else on this machine (as root)")
     parser.add_argument("--lock", type=Path, help="take turns with others who measure here")
     parser.add_argument("--keep", action="store_true", help="keep what was measured in perf/fire.ndjson, and write it into the documents")
+    parser.add_argument("--add", action="store_true", help="with --keep: to what is kept of the same build, not in its place")
     return parser.parse_args()
 
 
@@ -131,28 +148,35 @@ def parse_args():
 
 def attacks(options, arguments, failed):
     """One attack after the other, on all contenders in turn; each beside the peace before it."""
-    for attack in ATTACKS:
-        for name in arguments.contenders if attack.name in arguments.attacks else ():
-            with machine.alone(options.lock):
-                try:
-                    with started(options, name) as bench:
-                        yield name, {"attack": attack.name, **under(bench, name, attack, arguments.seconds)}
-                except CannotMeasure as reason:
-                    failed.append(f"{name} under {attack.name}: {reason}")
+    wanted = [attack for attack in ATTACKS if attack.name in arguments.attacks]
+    for attack, _, name in itertools.product(wanted, range(arguments.rounds), arguments.contenders):
+        with machine.alone(options.lock):
+            try:
+                with started(options, name) as bench:
+                    yield name, {"attack": attack.name}, under(bench, name, attack, arguments.seconds)
+            except CannotMeasure as reason:
+                failed.append(f"{name} under {attack.name}: {reason}")
 
 
 def under(bench, name, attack, seconds):
     """One attack: what the judges saw in peace, and under it."""
     bench.loadgen([name], "--concurrency", CONNECTIONS, "--duration", "500ms", "--warmup", "0ms")
+    overflows = listen_overflows()
     peace = judge(bench, name, seconds / 2)
     with attacker(bench, name, attack) as ill:
         under_fire = judge(bench, name, seconds)
     bench.check_alive([name])
-    return {"peace": peace, "fire": under_fire, "attacker": ill}
+    return {"peace": peace, "fire": under_fire, "attacker": ill, "listen_overflows": listen_overflows() - overflows}
+
+
+def listen_overflows():
+    """Connections that this machine's kernel has dropped so far because a listening socket's queue was full."""
+    names, values = [line.split() for line in Path("/proc/net/netstat").read_text().splitlines() if line.startswith("TcpExt:")][:2]
+    return int(dict(zip(names, values))["ListenOverflows"])
 
 
 def judge(bench, name, seconds):
-    """Both judges at once, and the proxy's CPU and memory meanwhile."""
+    """All judges at once, and the proxy's CPU and memory meanwhile."""
     one = bench.running[name]
     with watching(one) as used:
         duration = f"{int(seconds * 1000)}ms"
@@ -160,8 +184,10 @@ def judge(bench, name, seconds):
                                      "--warmup", "300ms", "--timeout", "5s", "--quiet")
         new = bench.loadgen_start([name], "--rps", NEWCOMERS_RATE, "--new-connection", "--duration", duration,
                                   "--warmup", "300ms", "--timeout", "5s", "--quiet")
-        seen, newcomers = steady.report(), new.report()
-    return {**judged(seen), "valid": seen["valid"], "newcomers": judged(newcomers), **used}
+        past = bench.loadgen_start([DIRECT], "--rps", PAST_RATE, "--connections", PAST_CONNECTIONS, "--duration", duration,
+                                   "--warmup", "300ms", "--timeout", "5s", "--quiet")
+        seen, newcomers, direct = steady.report(), new.report(), past.report()
+    return {**judged(seen), "valid": seen["valid"], "newcomers": judged(newcomers), "past": judged(direct), **used}
 
 
 def judged(report):
@@ -211,7 +237,8 @@ def attacker(bench, name, attack):
     """Attacks meanwhile; yields what is filled in at its end: what became of the attacker."""
     told = {}
     if attack.loadgen:
-        load = bench.loadgen_start([name], *attack.loadgen, "--duration", "300s", "--warmup", "0ms", "--quiet")
+        load = bench.loadgen_start([name], *attack.loadgen, "--duration", "300s", "--warmup", "0ms", "--quiet",
+                                   path=attack.path)
         os.setpriority(os.PRIO_PROCESS, load.process.pid, os.getpriority(os.PRIO_PROCESS, 0) + ATTACKER_NICE)
         time.sleep(0.5)
         try:
@@ -259,14 +286,14 @@ def from_loadgen(load):
 
 def overloads(options, arguments, failed):
     """What is answered in time beyond capacity, where the API is what limits it, and where the proxy's core does."""
-    for bound, measure in (("API", beyond_the_api), ("core", beyond_the_core)):
-        for name in arguments.contenders:
-            with machine.alone(options.lock):
-                try:
-                    for row in measure(options, name, arguments.seconds):
-                        yield name, {"bound": bound, **row}
-                except CannotMeasure as reason:
-                    failed.append(f"{name}, bound by the {bound}: {reason}")
+    bounds = [("API", beyond_the_api), ("core", beyond_the_core)]
+    for (bound, measure), _, name in itertools.product(bounds, range(arguments.rounds), arguments.contenders):
+        with machine.alone(options.lock):
+            try:
+                for times, measured in measure(options, name, arguments.seconds):
+                    yield name, {"bound": bound, "times": times}, measured
+            except CannotMeasure as reason:
+                failed.append(f"{name}, bound by the {bound}: {reason}")
 
 
 def beyond_the_api(options, name, seconds):
@@ -279,7 +306,7 @@ def beyond_the_api(options, name, seconds):
         # Its connections are open.
         bench.loadgen([name], "--concurrency", API_CONNECTIONS, "--duration", "500ms", "--warmup", "0ms")
         for times in OVERLOADS:
-            yield beyond(bench, name, capacity, times, seconds, CALLERS, USEFUL)
+            yield times, beyond(bench, name, capacity, times, seconds, CALLERS, USEFUL)
 
 
 def beyond_the_core(options, name, seconds):
@@ -293,7 +320,7 @@ def beyond_the_core(options, name, seconds):
         closed = bench.loadgen([twin], "--concurrency", CALLERS, "--duration", "3s", "--quiet")
         capacity = closed["targets"][0]["good"] / closed["duration_s"]
         for times in OVERLOADS:
-            yield beyond(bench, twin, capacity, times, seconds, CALLERS, PATIENT)
+            yield times, beyond(bench, twin, capacity, times, seconds, CALLERS, PATIENT)
 
 
 @contextlib.contextmanager
@@ -309,7 +336,7 @@ def beyond(bench, name, capacity, times, seconds, connections, timeout):
                                "--duration", f"{int(seconds * 1000)}ms", "--warmup", "0ms", "--quiet")
     report = load.report(codes=(0, 1, 3))  # 1: not one answer was good
     target = report["targets"][0]
-    return {"times": times, "capacity": round(capacity), "goodput": round(target["good"] / report["duration_s"]),
+    return {"capacity": round(capacity), "goodput": round(target["good"] / report["duration_s"]),
             **judged(report), "kinds": {kind: count for kind, count in target.get("errors", {}).items() if count},
             "judge": round(report["generator"]["cpu_share"], 2), "valid": report["valid"]}
 
@@ -367,16 +394,19 @@ FEW_CONNECTIONS = {"claviger": few_of_claviger, "nginx": few_of_nginx, "haproxy"
 
 
 def tell(row):
+    one = row["rounds"][-1]
     if "attack" in row:
-        peace, under_fire, ill = row["peace"], row["fire"], row["attacker"]
+        peace, under_fire, ill = one["peace"], one["fire"], one["attacker"]
         print(f"{row['contender']:9} {row['attack']:14} p99 {milliseconds(peace['p99_us']):>7} -> "
               f"{milliseconds(under_fire['p99_us']):>7} ms, newcomers {milliseconds(peace['newcomers']['p99_us']):>7} -> "
-              f"{milliseconds(under_fire['newcomers']['p99_us']):>7} ms, failed {failures(row)}, core {under_fire['cpu_share']:.0%}, "
-              f"{under_fire['private_kb'] / 1024:,.0f} MiB, {ill}{'' if under_fire['valid'] else ' INVALID'}", flush=True)
+              f"{milliseconds(under_fire['newcomers']['p99_us']):>7} ms, past it {milliseconds(peace['past']['p99_us']):>7} -> "
+              f"{milliseconds(under_fire['past']['p99_us']):>7} ms, failed {failures(one)}, core {under_fire['cpu_share']:.0%}, "
+              f"{under_fire['private_kb'] / 1024:,.0f} MiB, {one['listen_overflows']} overflows, {ill}"
+              f"{'' if under_fire['valid'] else ' INVALID'}", flush=True)
     else:
-        print(f"{row['contender']:9} {row['bound']:4} x{row['times']} of {row['capacity']:,}/s: goodput {row['goodput']:,}/s, "
-              f"p99 {milliseconds(row['p99_us'])} ms, {row['kinds']} judge busy {row['judge']:.0%}"
-              f"{'' if row['valid'] else ' INVALID'}", flush=True)
+        print(f"{row['contender']:9} {row['bound']:4} x{row['times']} of {one['capacity']:,}/s: goodput {one['goodput']:,}/s, "
+              f"p99 {milliseconds(one['p99_us'])} ms, {one['kinds']} judge busy {one['judge']:.0%}"
+              f"{'' if one['valid'] else ' INVALID'}", flush=True)
 
 
 def names_of(rows):
@@ -396,35 +426,50 @@ def attack_table(rows, cell):
 
 def short(row):
     """For those who read one figure."""
-    failed = failures(row)
-    return (f"{milliseconds(row['peace']['p99_us'])} → {milliseconds(row['fire']['p99_us'])}{mark(row)}"
-            f"{f', {failed:,} failed' if failed else ''}")
+    failed = sum(failures(one) for one in row["rounds"])
+    return (f"{before_and_under(row)}{mark(row)}{f', {failed:,} failed' if failed else ''}")
 
 
 def whole(row):
     """All that was measured."""
-    peace, under_fire, ill = row["peace"], row["fire"], row["attacker"]
-    parts = [f"kept {milliseconds(peace['p99_us'])} → {milliseconds(under_fire['p99_us'])} ms{mark(row)}",
-             f"new {milliseconds(peace['newcomers']['p99_us'])} → {milliseconds(under_fire['newcomers']['p99_us'])} ms",
-             f"{failures(row):,} failed", f"{under_fire['cpu_share']:.0%} of the core", f"{under_fire['private_kb'] / 1024:,.0f} MiB"]
-    if ill.get("per_second"):
-        parts.append(f"{ill['per_second']:,} attacks/s")
-    elif "ended_after_s" in ill:
-        parts.append(f"cut off after {ill['ended_after_s']} s")
-    elif ill.get("good"):
-        parts.append(f"{ill['good']:,} served to the attacker")
+    rounds = row["rounds"]
+    parts = [f"kept {before_and_under(row)} ms{mark(row)}", f"new {before_and_under(row, 'newcomers')} ms",
+             *([f"past it {before_and_under(row, 'past')} ms"] if all("past" in one["fire"] for one in rounds) else []),
+             f"{sum(failures(one) for one in rounds):,} failed", f"{median(one['fire']['cpu_share'] for one in rounds):.0%} of the core",
+             f"{median(one['fire']['private_kb'] for one in rounds) / 1024:,.0f} MiB"]
+    ills = [one["attacker"] for one in rounds]
+    if all(ill.get("per_second") for ill in ills):
+        parts.append(f"{median(ill['per_second'] for ill in ills):,.0f} attacks/s")
+    elif all("ended_after_s" in ill for ill in ills):
+        parts.append(f"cut off after {median(ill['ended_after_s'] for ill in ills):.2f} s")
+    elif all(ill.get("good") for ill in ills):
+        parts.append(f"{median(ill['good'] for ill in ills):,.0f} served to the attacker")
     else:
         parts.append("not cut off")
     return "; ".join(parts)
 
 
+def before_and_under(row, judge=None):
+    """A judge's p99 in peace and under fire: the median of the rounds, and what they vary by."""
+    def p99s(when):
+        return [(one[when][judge] if judge else one[when])["p99_us"] for one in row["rounds"]]
+
+    under_fire = p99s("fire")
+    varies = f" ({milliseconds(min(under_fire))}–{milliseconds(max(under_fire))})" if len(under_fire) > 1 else ""
+    return f"{milliseconds(median(p99s('peace')))} → {milliseconds(median(under_fire))}{varies}"
+
+
+def median(values):
+    return statistics.median(values)
+
+
 def mark(row):
     """A judge that was late itself has measured nothing."""
-    return "" if row["peace"]["valid"] and row["fire"]["valid"] else "*"
+    return "" if all(one["peace"]["valid"] and one["fire"]["valid"] for one in row["rounds"]) else "*"
 
 
-def failures(row):
-    return row["fire"]["errors"] + row["fire"]["newcomers"]["errors"]
+def failures(one):
+    return one["fire"]["errors"] + one["fire"]["newcomers"]["errors"]
 
 
 def milliseconds(us):
@@ -438,11 +483,18 @@ def overload_table(rows):
         for name in names_of(rows):
             of = {row["times"]: row for row in rows if row["contender"] == name and row["bound"] == bound}
             if of:
-                cells = [f"{of[times]['goodput']:,}/s{'' if of[times]['valid'] else '*'}" if times in of else "-"
-                         for times in OVERLOADS]
-                capacity = next(iter(of.values()))["capacity"]
-                lines.append(f"| the {bound} | {TITLES.get(name, name)} | {capacity:,}/s | " + " | ".join(cells) + " |")
+                capacity = spread(of[min(of)], "capacity")
+                cells = [spread(of[times], "goodput") if times in of else "-" for times in OVERLOADS]
+                lines.append(f"| the {bound} | {TITLES.get(name, name)} | {capacity} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def spread(row, of):
+    """Requests per second: the median of the rounds, and what they vary by."""
+    values = [one[of] for one in row["rounds"]]
+    varies = f" ({min(values):,}–{max(values):,})" if len(values) > 1 else ""
+    late = "" if all(one["valid"] for one in row["rounds"]) else "*"
+    return f"{median(values):,.0f}/s{varies}{late}"
 
 
 def tables(rows):
@@ -465,11 +517,36 @@ def kept():
     return [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
 
 
-def keep(rows):
-    """Puts what was measured in the place of what was measured of the same before."""
-    key = lambda row: (row["contender"], row.get("attack"), row.get("bound"), row.get("times"))
-    all_of_them = {key(row): row for row in kept() + rows}
-    KEPT.write_text("".join(json.dumps(row) + "\n" for row in all_of_them.values()))
+def keep(rows, adds):
+    """Puts what was measured in the place of what was measured of the same before, or adds to it."""
+    all_of_them = kept()
+    for row in rows:
+        merge(all_of_them, row, adds)
+    KEPT.write_text("".join(json.dumps(row) + "\n" for row in all_of_them))
+
+
+def merge(rows, row, adds):
+    """Puts a row into those of its kind. Rounds of another build are never added to."""
+    def key(row):
+        return row["contender"], row.get("attack"), row.get("bound"), row.get("times")
+
+    for at, other in enumerate(rows):
+        if key(other) == key(row):
+            same = adds and other.get("build") == row["build"] and other["machine"] == row["machine"]
+            rows[at] = {**row, "rounds": (other["rounds"] if same else []) + row["rounds"]}
+            return
+    rows.append(row)
+
+
+def build(name):
+    """Which program it was: its version, and for ours the file's digest, since a version stands for many builds."""
+    contender = contenders.load(slowdown.plain(name))
+    contender.find()
+    version = contender.version()
+    if slowdown.plain(name) != "claviger":
+        return version
+    program = Path(contender.program)
+    return f"{version} {machine.binaries(program.parent, [program.name])[program.name]['sha256']}"
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from harness.contender import PERF, target_dir
 
 def row(name, attack="idle", **more):
     judge = {"p50_us": 200, "p99_us": 1500, "max_us": 9000, "good": 10, "errors": 1}
-    seen = {**judge, "valid": True, "newcomers": judge, "cpu_share": 0.25, "private_kb": 2048}
-    return {"contender": name, "attack": attack, "peace": seen, "fire": {**seen, "p99_us": 2500}, "attacker": {}, **more}
+    seen = {**judge, "valid": True, "newcomers": judge, "past": judge, "cpu_share": 0.25, "private_kb": 2048}
+    one = {"peace": seen, "fire": {**seen, "p99_us": 2500}, "attacker": {}, "listen_overflows": 0}
+    return {"contender": name, "attack": attack, "build": "1", "commit": "c", "machine": "m", "rounds": [one], **more}
 
 
 class Fire(unittest.TestCase):
@@ -48,11 +49,27 @@ class Fire(unittest.TestCase):
         self.assertIn("| 10,000 connections kept idle after a request | 1.5 → 2.5, 2 failed | 1.5 → 2.5, 2 failed |", table)
         self.assertIn("not measured", table)
         late = row("nginx")
-        late["fire"]["valid"] = False
+        late["rounds"][0]["fire"]["valid"] = False
         self.assertIn("2.5*", fire.short(late))
         self.assertIn("25% of the core; 2 MiB; not cut off", fire.whole(row("nginx")))
-        held = {"contender": "claviger", "bound": "API", "times": 2.0, "capacity": 1000, "goodput": 980, "valid": True}
-        self.assertIn("| the API | Claviger | 1,000/s | - | 980/s | - |", fire.overload_table([held]))
+        held = {"contender": "claviger", "bound": "API", "times": 2.0,
+                "rounds": [{"capacity": 1000, "goodput": goodput, "valid": True} for goodput in (980, 700, 990)]}
+        self.assertIn("| the API | Claviger | 1,000/s (1,000–1,000) | - | 980/s (700–990) | - |", fire.overload_table([held]))
+
+    def test_rounds(self):
+        """Those of one build add up, where that is asked for; told are the median and the range."""
+        rows = []
+        for p99 in (4_000, 9_000, 2_000):
+            fire.merge(rows, row("claviger"), adds=True)
+            rows[0]["rounds"][-1]["fire"]["p99_us"] = p99
+        self.assertEqual(len(rows), 1)
+        self.assertIn("1.5 → 4.0 (2.0–9.0)", fire.short(rows[0]))
+        fire.merge(rows, row("claviger", "silent"), adds=True)
+        self.assertEqual([len(one["rounds"]) for one in rows], [3, 1])
+        fire.merge(rows, row("claviger", build="2"), adds=True)
+        self.assertEqual([len(one["rounds"]) for one in rows], [1, 1], "another build's are not added to")
+        fire.merge(rows, row("claviger", build="2"), adds=False)
+        self.assertEqual(len(rows[0]["rounds"]), 1)
 
     def test_the_documents_show_what_was_kept(self):
         for path in fire.DOCUMENTS:
