@@ -41,10 +41,16 @@ type Peer = (&'static str, fn(&Setting<'_>) -> Command);
 const PEERS: [Peer; 3] = [("nginx", nginx), ("haproxy", haproxy), ("envoy", envoy)];
 
 /// The table is HTTP's and not Claviger's: other proxies hold most rows of it. Which ones may be named in
-/// `CONFORMANCE_PEERS`; where they stand is written to the file in `CONFORMANCE_REPORT`.
+/// `CONFORMANCE_PEERS`, and how often each goes through the table in `CONFORMANCE_RUNS` (once, unless told);
+/// where they stand is written to the file in `CONFORMANCE_REPORT`.
 #[test]
 fn peers() {
     let wanted = std::env::var("CONFORMANCE_PEERS").unwrap_or_else(|_| "nginx,haproxy".to_owned());
+    let runs = std::env::var("CONFORMANCE_RUNS").map_or(1, |runs| {
+        let runs: usize = runs.parse().expect("CONFORMANCE_RUNS is a number");
+        assert!(runs > 0, "CONFORMANCE_RUNS is at least 1");
+        runs
+    });
     let mut table = Table::load();
     // The other layouts are Claviger's own rules, not HTTP's.
     table
@@ -55,8 +61,8 @@ fn peers() {
         .iter()
         .filter(|(name, _)| wanted.split(',').any(|wanted| wanted == *name))
     {
-        let standings = stand(&table, name, *command);
-        let same = standings.iter().filter(|&&one| one == Standing::Same);
+        let standings = together((0..runs).map(|_| stand(&table, name, *command)));
+        let same = standings.iter().filter(|one| one[..] == [Standing::Same]);
         let (same, rows) = (same.count(), table.cases.len());
         // A peer that was set up wrongly would hold hardly any.
         assert!(
@@ -75,6 +81,20 @@ fn peers() {
     if let Ok(path) = std::env::var("CONFORMANCE_REPORT") {
         std::fs::write(path, report).expect("the report's place is writable");
     }
+}
+
+/// What was seen of each row in all runs: one standing, unless timing decides it.
+fn together(runs: impl Iterator<Item = Vec<Standing>>) -> Vec<Vec<Standing>> {
+    let mut seen: Vec<Vec<Standing>> = Vec::new();
+    for run in runs {
+        seen.resize_with(run.len(), Vec::new);
+        for (seen, standing) in seen.iter_mut().zip(run) {
+            if !seen.contains(&standing) {
+                seen.push(standing);
+            }
+        }
+    }
+    seen
 }
 
 /// Runs every row with one peer.
@@ -125,14 +145,17 @@ fn stand(table: &Table, name: &str, command: fn(&Setting<'_>) -> Command) -> Vec
         .collect()
 }
 
-/// Markdown: counts by topic, then the rows by name.
-fn report(table: &Table, columns: &[(&str, Vec<Standing>)]) -> String {
-    const KINDS: [(Standing, &str); 4] = [
-        (Standing::Same, "same"),
-        (Standing::Stricter, "stricter"),
-        (Standing::Laxer, "laxer"),
-        (Standing::Broken, "mixed up"),
-    ];
+/// A standing, and its word in the tables.
+const KINDS: [(Standing, &str); 4] = [
+    (Standing::Same, "same"),
+    (Standing::Stricter, "stricter"),
+    (Standing::Laxer, "laxer"),
+    (Standing::Broken, "mixed up"),
+];
+
+/// Markdown: counts by topic, then the rows by name. A row that was not the same in every run counts for
+/// none of the four, and is listed with what it was.
+fn report(table: &Table, columns: &[(&str, Vec<Vec<Standing>>)]) -> String {
     let mut out = String::from("| Topic | Rows |");
     for (name, _) in columns {
         let _ = write!(out, " {name} |");
@@ -152,37 +175,65 @@ fn report(table: &Table, columns: &[(&str, Vec<Standing>)]) -> String {
             .collect();
         let _ = write!(out, "| {topic} | {} |", rows.len());
         for (_, standings) in columns {
-            let counts: Vec<String> = KINDS
+            let count = |wanted: &dyn Fn(&[Standing]) -> bool| {
+                let of_kind = rows.iter().filter(|&&row| wanted(&standings[row]));
+                of_kind.count().to_string()
+            };
+            let mut counts: Vec<String> = KINDS
                 .iter()
-                .map(|(kind, _)| {
-                    let of_kind = rows.iter().filter(|&&row| standings[row] == *kind);
-                    of_kind.count().to_string()
-                })
+                .map(|(kind, _)| count(&|seen| seen == [*kind]))
                 .collect();
+            counts.push(count(&|seen| seen.len() > 1));
             let _ = write!(out, " {} |", counts.join(" / "));
         }
         out.push('\n');
     }
     for (name, standings) in columns {
         for (kind, word) in &KINDS[1..] {
-            let mut by_topic: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-            for (case, _) in table
-                .cases
-                .iter()
-                .zip(standings)
-                .filter(|(_, standing)| *standing == kind)
-            {
-                by_topic.entry(&case.topic).or_default().push(&case.name);
-            }
-            if !by_topic.is_empty() {
-                let _ = write!(out, "\n### {name}: {word}\n\n");
-            }
-            for (topic, names) in by_topic {
-                let _ = writeln!(out, "- {topic}: {}", names.join(", "));
-            }
+            list(
+                &mut out,
+                table,
+                standings,
+                &format!("{name}: {word}"),
+                |seen| (seen == [*kind]).then(String::new),
+            );
         }
+        list(
+            &mut out,
+            table,
+            standings,
+            &format!("{name}: varies"),
+            |seen| {
+                let words = KINDS.iter().filter(|(kind, _)| seen.contains(kind));
+                let words: Vec<&str> = words.map(|(_, word)| *word).collect();
+                (seen.len() > 1).then(|| format!(" ({})", words.join(" or ")))
+            },
+        );
     }
     out
+}
+
+/// The rows for which `remark` has one, by topic, each with it.
+fn list(
+    out: &mut String,
+    table: &Table,
+    standings: &[Vec<Standing>],
+    title: &str,
+    remark: impl Fn(&[Standing]) -> Option<String>,
+) {
+    let mut by_topic: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for (case, seen) in table.cases.iter().zip(standings) {
+        if let Some(remark) = remark(seen) {
+            let names = by_topic.entry(&case.topic).or_default();
+            names.push(format!("{}{remark}", case.name));
+        }
+    }
+    if !by_topic.is_empty() {
+        let _ = write!(out, "\n### {title}\n\n");
+    }
+    for (topic, names) in by_topic {
+        let _ = writeln!(out, "- {topic}: {}", names.join(", "));
+    }
 }
 
 impl Setting<'_> {
