@@ -4,7 +4,8 @@ Two Clavigers, one on each driver, stand in front of one mock-upstream whose fau
 requests, checked downloads and uploads, event streams and WebSockets at a low rate, replaces connections and holds idle
 ones; callers of our own ask where the key comes back, break off, do not read, and send what is malformed, and search
 every byte that they get for every key in every usual form. Keys are replaced and configurations re-read all the while.
-It begins and ends with a hand-over to a new process.
+It begins and ends with a hand-over to a new process. Crowds that nobody could wish for come while it warms up, so that
+what is kept for re-use has its size before anything is compared.
 
 It fails if a figure is not flat (see `is_flat`), a verified body was wrong, an answer was no HTTP, a key came out, a
 process logged a panic or lost a record, or something stays open when everybody has left.
@@ -566,6 +567,47 @@ class Caller(threading.Thread):
             self.evidence.search(f"{self.claviger.driver}: {name}, {manner}", received)
 
 
+# At once, of each kind: more than the upstream has connections for.
+CROWD = 96
+
+
+class Crowds(threading.Thread):
+    """Fills, in the time for warming up, what a process keeps for re-use: buffers, tables, arenas.
+
+    How much is in use at once is decided by chance, and by whoever else uses the machine: each moment that is worse than
+    all before makes the process a little larger. The worst ones are made here, so that what grows later is no such thing.
+    """
+
+    def __init__(self, claviger, seconds):
+        super().__init__(daemon=True)
+        self.claviger, self.until = claviger, time.monotonic() + seconds
+        self.context = ssl.create_default_context(cafile=claviger.api.tls / "ca.pem")
+        self.crowds = 0
+        self.failure = None
+
+    def run(self):
+        try:
+            while time.monotonic() < self.until:
+                self.crowd()
+                self.crowds += 1
+        except Exception as error:  # As in `Caller`.
+            self.failure = error
+
+    def crowd(self):
+        """Bodies that nobody reads, bodies that stop half-way, heads that do; held for a moment, then all are gone."""
+        body = b"x" * 300_000
+        asked = [request("GET", "/bytes/3000000"), request("GET", "/v1/models"), request("PUT", "/upload", body=body)[: -len(body) // 2],
+                 request("GET", "/ok", "X-Long: " + "y" * 20_000)[:-3]]
+        with contextlib.ExitStack() as held:
+            for number in range(CROWD * len(asked)):
+                with contextlib.suppress(OSError):
+                    raw = held.enter_context(socket.create_connection(("127.0.0.1", self.claviger.port), 10))
+                    tls = held.enter_context(self.context.wrap_socket(raw, server_hostname=HOST))
+                    tls.settimeout(0.5)
+                    tls.sendall(asked[number % len(asked)])
+            time.sleep(0.5)
+
+
 class Keeper(threading.Thread):
     """Replaces the key and has the configuration read again, all the while."""
 
@@ -615,6 +657,7 @@ def soak(directory, seconds, seed, drivers, say):
     ended = threading.Event()
     scenario = write_private(directory / "scenario.toml", SCENARIO)
     generators = []
+    crowds = []
     for claviger in clavigers:
         generators += [
             (claviger, "mixed", loadgen(claviger, "mixed", seconds, "--scenario", scenario, "--rps", RATE, "--connections", 24,
@@ -634,6 +677,8 @@ def soak(directory, seconds, seed, drivers, say):
         left = seconds - (time.monotonic() - begun)
         generators.append((claviger, "idle", loadgen(
             claviger, "idle", left, "--rps", 1, "--connections", 1, "--idle", IDLE, "--idle-every", "4s")))
+        crowds.append(Crowds(claviger, seconds * WARM_UP_SHARE / 2))
+        crowds[-1].start()
     every = max(0.5, seconds / 600)
     next_word = begun + 30
     while time.monotonic() < begun + seconds:
@@ -645,7 +690,7 @@ def soak(directory, seconds, seed, drivers, say):
         time.sleep(every)
     ended.set()
     problems = []
-    for thread in [*callers, keeper]:
+    for thread in [*callers, keeper, *crowds]:
         thread.join(30)
         if thread.failure is not None or thread.is_alive():
             problems.append(f"a thread of ours failed: {thread.failure!r}")
@@ -671,8 +716,8 @@ def soak(directory, seconds, seed, drivers, say):
         problems.append(f"the API refused {stats['unauthorized']} keys")
     say(f"{stats['requests']} requests reached the API, {sum(stats['faults'].values())} faults; {keeper.rotations} keys; "
         f"{evidence.answers} answers of {evidence.bytes} bytes were searched")
-    if not evidence.answers or not keeper.rotations or not stats["faults"]:
-        problems.append("nothing was searched, replaced or broken: that shows nothing")
+    if not evidence.answers or not keeper.rotations or not stats["faults"] or not all(crowd.crowds for crowd in crowds):
+        problems.append("nothing was searched, replaced, broken or crowded: that shows nothing")
     machine.stop(api.process, 10)
     return problems
 
