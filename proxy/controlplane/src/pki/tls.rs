@@ -23,7 +23,7 @@ use rustls::server::{
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::version::{TLS12, TLS13};
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
+    ClientConfig, KeyLog, RootCertStore, ServerConfig, SignatureAlgorithm, SupportedProtocolVersion,
 };
 use zeroize::Zeroizing;
 
@@ -106,6 +106,7 @@ pub fn server_config(
     config.alpn_protocols = vec![ALPN.to_vec()];
     // The keys move into the data plane's own record layer when the handshake is over.
     config.enable_secret_extraction = true;
+    config.key_log = key_log();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     match &options.tickets {
         Some(tickets) if options.client_ca.is_none() => {
@@ -182,6 +183,7 @@ pub fn client_config(roots: &Roots, own_ca: &OwnCa) -> Result<Arc<ClientConfig>,
     config.alpn_protocols = vec![ALPN.to_vec()];
     // As in `server_config`.
     config.enable_secret_extraction = true;
+    config.key_log = key_log();
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
     Ok(Arc::new(config))
 }
@@ -204,6 +206,15 @@ pub fn client_config_showing(
     // Not the one of the configuration that it was cloned from.
     config.resumption = Resumption::in_memory_sessions(CLIENT_SESSIONS_MAX);
     Ok(Arc::new(config))
+}
+
+/// Where the secrets of sessions go: nowhere. A build with debug assertions, which nobody serves with, writes them
+/// to the file that `SSLKEYLOGFILE` names, so that a test can decrypt what it captured.
+fn key_log() -> Arc<dyn KeyLog> {
+    #[cfg(debug_assertions)]
+    return Arc::new(rustls::KeyLogFile::new());
+    #[cfg(not(debug_assertions))]
+    return Arc::new(rustls::NoKeyLog {});
 }
 
 /// The ticket keys of all virtual hosts, kept across reloads, shared by all cores.
