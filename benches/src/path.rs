@@ -47,7 +47,7 @@ fn exchange() -> Run {
             close: false,
             http10: false,
             upgrade: None,
-            scrubber: permit.credential().map(policy::Credential::scrubber),
+            scrubber: permit.scrubber(),
             keep_length: false,
             strip_fields: None,
         };

@@ -1,5 +1,7 @@
 //! [`Credential`]: a key with its name, its version and the way it is written.
 
+use std::sync::Arc;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use wire::scrub::Scrubber;
@@ -110,7 +112,7 @@ pub struct Credential {
     injection: Injection,
     /// The whole header line with its CRLF, or `name=value` for a query.
     rendered: Secret,
-    scrubber: Scrubber,
+    scrubber: Arc<Scrubber>,
 }
 
 impl Credential {
@@ -193,7 +195,7 @@ impl Credential {
             fingerprint: Fingerprint::of(secret_part(&injection, key)),
             injection,
             rendered: Secret::new(rendered),
-            scrubber,
+            scrubber: Arc::new(scrubber),
         })
     }
 
@@ -219,7 +221,7 @@ impl Credential {
     }
 
     /// Finds the value, in its usual encodings, in what comes back.
-    pub fn scrubber(&self) -> &Scrubber {
+    pub fn scrubber(&self) -> &Arc<Scrubber> {
         &self.scrubber
     }
 

@@ -22,6 +22,7 @@ pub mod fingerprint;
 pub mod forwarding;
 pub mod proof;
 pub mod route;
+pub mod searches;
 pub mod secret;
 pub mod snapshot;
 pub mod upstream;

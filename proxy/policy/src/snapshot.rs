@@ -10,12 +10,14 @@ use std::time::Duration;
 use ipnet::IpNet;
 use wire::head::{HeadLimits, RequestHead};
 use wire::names::{NameSet, ParamSet};
+use wire::scrub::Scrubber;
 use wire::target::{authority_host, percent_decode, readings};
 
 use crate::access::{Caller, KnownEdge, NamedCaller, contains};
 use crate::edge::Told;
 use crate::forwarding::Origin;
 use crate::route::{Endpoint, Route, Split};
+use crate::searches::searches;
 use crate::upstream::{CredentialId, Upstream};
 use crate::verdict::{Denial, Permit, Verdict};
 
@@ -79,6 +81,8 @@ pub struct VirtualHost {
     edges: Vec<Arc<NamedCaller>>,
     /// Longest path first; equal paths stand together, those that list methods first.
     routes: Vec<Route>,
+    /// What each route's answers are searched for. Of [`Snapshot::new`]: it depends on all hosts.
+    searches: Vec<Option<Arc<Scrubber>>>,
     /// Each path of the routes once, in the order of its bytes.
     prefixes: Vec<Prefix>,
 }
@@ -112,6 +116,7 @@ impl VirtualHost {
             tls,
             edges: Vec::new(),
             prefixes: prefixes(&routes),
+            searches: Vec::new(),
             routes,
         }
     }
@@ -283,10 +288,14 @@ impl Snapshot {
     pub fn new(
         generation: u64,
         listeners: Vec<Listener>,
-        hosts: Vec<VirtualHost>,
+        mut hosts: Vec<VirtualHost>,
         limits: ServerLimits,
         loop_token: &str,
     ) -> Result<Self, String> {
+        let mut searches = searches(hosts.iter().flat_map(|host| &host.routes)).into_iter();
+        for host in &mut hosts {
+            host.searches = searches.by_ref().take(host.routes.len()).collect();
+        }
         let mut exact = HashMap::default();
         let mut wildcard = HashMap::default();
         let mut upstreams: Vec<Arc<Upstream>> = Vec::new();
@@ -422,9 +431,10 @@ impl Snapshot {
         {
             return Err(Denial::AMBIGUOUS_PATH);
         }
-        let (route, index) = match found {
+        let (route, search, index) = match found {
             Found::Route(at) => (
                 &host.routes[at],
+                host.searches[at].as_deref(),
                 RouteIndex {
                     host: host_index,
                     route: at,
@@ -474,7 +484,7 @@ impl Snapshot {
             address: caller.address,
             tls: caller.tls,
         };
-        let permit = Permit::new(route, index, admitted, &self.loop_token, origin);
+        let permit = Permit::new(route, index, admitted, search, &self.loop_token, origin);
         if !route.upstream.is_hub {
             return Ok(permit);
         }

@@ -212,6 +212,7 @@ pub struct Permit<'s> {
     route: &'s Route,
     index: RouteIndex,
     admitted: Admitted,
+    scrubber: Option<&'s Scrubber>,
     loop_token: &'s str,
     origin: Origin,
     /// Which of the route's ways it takes.
@@ -226,6 +227,7 @@ impl<'s> Permit<'s> {
         route: &'s Route,
         index: RouteIndex,
         admitted: Admitted,
+        scrubber: Option<&'s Scrubber>,
         loop_token: &'s str,
         origin: Origin,
     ) -> Self {
@@ -233,6 +235,7 @@ impl<'s> Permit<'s> {
             route,
             index,
             admitted,
+            scrubber,
             loop_token,
             origin,
             way: 0,
@@ -323,15 +326,11 @@ impl<'s> Permit<'s> {
             .map(|token| &**token)
     }
 
-    /// Finds the key that is written in what comes back; `None` if there is none, or
-    /// it is too short to be searched for. A hub's answers are not searched: what is
-    /// written is the hub's own token, which it never passes on.
+    /// Finds in what comes back the key that is written, and those that other routes write to
+    /// the same API; `None` if there is none, or they are too short to be searched for. A hub's
+    /// answers are not searched: what is written is the hub's own token, which it never passes on.
     pub fn scrubber(&self) -> Option<&'s Scrubber> {
-        if self.upstream().is_hub {
-            return None;
-        }
-        let scrubber = self.credential().map(Credential::scrubber);
-        scrubber.filter(|scrubber| !scrubber.is_empty())
+        self.scrubber
     }
 
     /// The fields that are removed from the answer, if there are any.

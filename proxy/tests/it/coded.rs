@@ -52,7 +52,7 @@ fn brotli(text: &[u8]) -> Vec<u8> {
     encoder.into_inner()
 }
 
-fn target(head: &str) -> &str {
+pub(crate) fn target(head: &str) -> &str {
     head.split(' ').nth(1).unwrap_or_default()
 }
 

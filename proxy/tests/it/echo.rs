@@ -7,6 +7,7 @@ use std::sync::{Mutex, mpsc};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 
+use crate::coded::target;
 use crate::harness::leak::Leak;
 use crate::harness::process::Process;
 use crate::harness::scripted::Peer;
@@ -490,4 +491,72 @@ fn a_followed_redirect_carries_no_key() {
     let received = second.told();
     assert!(received.contains(&format!("Authorization: Bearer {other_key}\r\n")));
     Leak::of(&key).assert_none("what the other API received", received.as_bytes());
+}
+
+/// An API that keeps what it was sent and shows it to whoever asks, with two keys and a route without one.
+/// What is asked for is the path's last part.
+fn keeping() -> (Claviger, Scripted, World, [String; 2]) {
+    let world = World::new();
+    let (first, first_file) = world.key_file("first");
+    let (second, second_file) = world.key_file("second");
+    let kept = Mutex::new(Vec::<String>::new());
+    let upstream = Scripted::start(&world, HOST, move |peer| {
+        while let Some(head) = peer.head() {
+            let mut kept = kept.lock().expect("no panic");
+            let key = |line: &str| Some(line.strip_prefix("Authorization: Bearer ")?.to_owned());
+            kept.extend(head.lines().find_map(key));
+            let text = kept.join(" and ");
+            if target(&head).ends_with("/head") {
+                peer.send(format!(
+                    "HTTP/1.1 200 OK\r\nX-Kept: {text}\r\nContent-Length: 2\r\n\r\nok"
+                ));
+            } else {
+                peer.answer(&format!("{text}, {}", STANDARD.encode(&text)));
+            }
+        }
+    });
+    let mut config = world.base() + &upstream.upstream("mock", HOST);
+    for (name, file) in [("first", &first_file), ("second", &second_file)] {
+        config += &format!(
+            "[credential.{name}]\nsource = \"file://{}\"\ninject = \"bearer\"\n",
+            file.display()
+        );
+    }
+    for (name, credential) in [
+        ("first", "credential = \"first\""),
+        ("second", "credential = \"second\""),
+        ("none", "credential = \"none\""),
+    ] {
+        config += &format!(
+            "[[route]]\nname = {name:?}\nhost = {HOST:?}\npath = \"/{name}\"\nupstream = \"mock\"\n{credential}\ncallers = \"open\"\n"
+        );
+    }
+    let claviger = world.start(&config);
+    (claviger, upstream, world, [first, second])
+}
+
+/// Whoever may use one route does not get the key of another, although the API would show it.
+#[test]
+fn a_key_of_another_route_to_the_same_api_does_not_return() {
+    let (claviger, _upstream, world, keys) = keeping();
+    let mut client = claviger.connect(&world);
+    client.get(HOST, "/first/store").expect(200);
+    client.get(HOST, "/second/store").expect(200);
+    for path in [
+        "/second/head",
+        "/second/body",
+        "/none/head",
+        "/none/body",
+        "/first/body",
+    ] {
+        let answer = client.get(HOST, path);
+        answer.expect(200);
+        let shown = [&answer.head[..], &answer.body].concat();
+        for key in &keys {
+            Leak::of(key).assert_none(path, &shown);
+        }
+        assert!(String::from_utf8_lossy(&shown).contains("redacted"));
+        let scrubbed = claviger.audit_of(path)["scrubbed"].as_u64();
+        assert!(scrubbed >= Some(2), "{path}: {scrubbed:?}");
+    }
 }

@@ -71,6 +71,18 @@ impl Scrubber {
         Self::searching(needles, disguised)
     }
 
+    /// A searcher for everything that any of these finds.
+    #[must_use]
+    pub fn of_all<'a>(scrubbers: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut needles = Vec::new();
+        let mut disguised = Vec::new();
+        for scrubber in scrubbers {
+            needles.extend(scrubber.needles.iter().cloned());
+            disguised.extend(scrubber.disguised.iter().cloned());
+        }
+        Self::searching(needles, disguised)
+    }
+
     fn searching(
         mut needles: Vec<Zeroizing<Vec<u8>>>,
         mut disguised: Vec<Zeroizing<Vec<u8>>>,

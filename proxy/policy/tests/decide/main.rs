@@ -10,6 +10,7 @@ mod inject;
 mod key_management;
 mod overrides;
 mod paths;
+mod searches;
 mod snapshot;
 mod strip;
 mod world;
