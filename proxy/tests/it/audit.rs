@@ -258,3 +258,89 @@ fn paths_cannot_forge_records() {
     assert_eq!(cut["path"].as_str().map(str::len), Some(1024));
     assert_eq!(site.claviger.audit().len(), 2);
 }
+
+/// What would forge a line, or draw on a terminal, if it were written as it came or decoded; and
+/// the status that it gets.
+const FORGERIES: [(&[u8], u16); 16] = [
+    (b"/echo/%0d%0a%7B%22event%22:%22exchange%22%7D%0d%0a", 200),
+    (b"/echo/%0A2026-01-01T00:00:00Z%20INFO%20forged", 200),
+    (b"/echo/%1b%5b2J%1b%5d0;forged%07", 200),
+    (b"/echo/%00%08%7f%c2%85%e2%80%a8%e2%80%ae", 200),
+    (b"/echo/%ff%fe%c0%af%ed%a0%80", 200),
+    (b"/echo/%22,%22event%22:%22forged%22,%22x%22:%22", 200),
+    (b"/echo/\",\"event\":\"forged\",\"x\":\"", 200),
+    (b"/echo/\\u000a\\n\\\"", 200),
+    (
+        b"/echo?x=%0d%0a%7B%22event%22:%22forged%22%7D&key=canary-in-a-query-0123456789",
+        200,
+    ),
+    (b"/no\r\n{\"event\":\"forged\"}", 400),
+    (b"/no\n{\"event\":\"forged\"}", 400),
+    (b"/no\x1b[2Jforged", 400),
+    (b"/no\x00forged", 400),
+    (b"/no\x7fforged", 400),
+    (b"/no\xff\xfe\x85forged", 400),
+    ("/no\u{2028}\u{202e}forged".as_bytes(), 400),
+];
+
+/// At the level that says most, every line of log and trail is one record of ours, in characters
+/// that show nothing else than themselves, whatever a request says; and no query is in it.
+#[test]
+fn no_request_forges_a_line() {
+    let world = World::new();
+    let (key, key_file) = world.key_file("key");
+    let mock = Mock::start(&world, &[HOST], &["--key", &key]);
+    let config = world.base() + &mock.upstream("mock", HOST) + &bearer_route(&key_file);
+    let claviger = world.start_with(&config, world.command(), &["--log-level", "trace"]);
+    for (target, status) in FORGERIES {
+        let mut client = claviger.connect(&world);
+        let end = format!(
+            " HTTP/1.1\r\nHost: {HOST}\r\nUser-Agent: \x09{{\"event\":\"forged\"}}\r\n\r\n"
+        );
+        client.send([b"GET ", target, end.as_bytes()].concat());
+        assert_eq!(client.answer().status, status, "{target:?}");
+    }
+    // In the other places of a request that a line may tell of.
+    for request in [
+        "G\u{1b}[2JET /echo HTTP/1.1\r\nHost: HOST\r\n\r\n",
+        "GET\r\n{\"event\":\"forged\"} /echo HTTP/1.1\r\nHost: HOST\r\n\r\n",
+        "GET /echo HTTP/1.1\r\nHost: HOST\u{1b}[2J\r\n\r\n",
+        "GET /echo HTTP/1.1\r\nHost: \"},{\"event\":\"forged\"\r\n\r\n",
+        "GET /echo HTTP/\u{1b}.1\r\nHost: HOST\r\n\r\n",
+        "GET /echo HTTP/1.1\r\nHost: HOST\r\nX-\u{1b}: a\r\n\r\n",
+        "GET /echo HTTP/1.1\r\nHost: HOST\r\nUpgrade: \"\\n{}\r\nConnection: upgrade\r\n\r\n",
+    ] {
+        let mut client = claviger.connect(&world);
+        client.send(request.replace("HOST", HOST));
+        client.answer();
+    }
+    let requests = FORGERIES.len() + 7;
+    let recorded = || (claviger.audit().len() >= requests).then_some(());
+    eventually("every request is recorded", recorded);
+    let trail = fs::read(world.path("audit.ndjson")).expect("the trail");
+    let audit = claviger.audit();
+    assert_eq!(audit.len(), requests);
+    for record in &audit {
+        assert_eq!(record["event"], "exchange", "{record}");
+        assert_eq!(record["host"], HOST, "{record}");
+    }
+    let log = claviger.log().bytes();
+    let lines: Vec<&[u8]> = log.split(|&byte| byte == b'\n').collect();
+    let (_under_way, lines) = lines.split_last().expect("one at least");
+    assert!(!lines.is_empty());
+    for line in lines {
+        let line: serde_json::Value = serde_json::from_slice(line)
+            .unwrap_or_else(|err| panic!("{err}: {}", String::from_utf8_lossy(line)));
+        assert!(
+            line["event"].is_null() && line["timestamp"].is_string(),
+            "{line}"
+        );
+    }
+    for (place, bytes) in [("the trail", &trail), ("the log", &log)] {
+        let odd = |&byte: &u8| (byte < 0x20 && byte != b'\n') || byte >= 0x7f;
+        let at = bytes.iter().position(odd);
+        assert_eq!(at, None, "{place} has a byte that is not plain");
+        let shows = memchr::memmem::find(bytes, b"canary-in-a-query");
+        assert_eq!(shows, None, "{place} has a query");
+    }
+}

@@ -28,7 +28,7 @@ pub enum FramingError {
     /// More than one Content-Length, equal or not.
     #[error("Content-Length is repeated; send it once")]
     LengthRepeated,
-    /// Content-Length is no plain decimal number below 2^64.
+    /// Content-Length is no plain decimal number below 2^63.
     #[error("Content-Length is not a plain decimal number; send one number without sign or list")]
     LengthMalformed,
     /// Transfer-Encoding is not exactly one `chunked`.

@@ -262,19 +262,24 @@ pub(super) fn is_ows(byte: u8) -> bool {
     byte == b' ' || byte == b'\t'
 }
 
-/// 1*DIGIT that fits 64 bits (RFC 9110 section 8.6), and nothing else: no sign, no list.
+/// 1*DIGIT of at most [`LENGTH_MAX`] (RFC 9110 section 8.6), and nothing else: no sign, no list.
 fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() {
         return None;
     }
-    value.iter().try_fold(0u64, |length, &byte| {
+    let length = value.iter().try_fold(0u64, |length, &byte| {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
             return None;
         }
         length.checked_mul(10)?.checked_add(u64::from(digit))
-    })
+    })?;
+    (length <= LENGTH_MAX).then_some(length)
 }
+
+/// The longest body that may be announced, in bytes. RFC 9110, 8.6 sets no bound and warns of overflow: many
+/// a server counts with a sign, and would take what is longer for a body of none.
+const LENGTH_MAX: u64 = i64::MAX as u64;
 
 /// Bytes below 0x20 except TAB, and DEL.
 fn count_controls(head: &[u8]) -> usize {
