@@ -236,6 +236,7 @@ fn serve(
         counters: counters.clone(),
         driver: format!("{} ({} workers)", kind.as_str(), cpus.len()),
         audit: Some(trail.handle()),
+        status_socket: Some(settings.state_dir.join(controlplane::status::SOCKET_NAME)),
         progress: Box::new({
             let manager = Arc::clone(&manager);
             move |progress| tell_progress(&manager, progress)
@@ -273,6 +274,7 @@ fn serve(
     })
     .map_err(failed)?;
     let driver = workers.driver();
+    office.serving();
     let took_over_from = predecessor.as_ref().map(Predecessor::pid);
     // From here on this process accepts. If the other one does not let go, this one
     // finishes what it has accepted and ends.
@@ -528,6 +530,7 @@ impl Reloader {
             own_addresses,
             warnings,
             next_renewal,
+            certificates,
         } = config::resolve(&file, &mut self.context)?;
         let loaded = Loaded {
             read_began,
@@ -537,6 +540,7 @@ impl Reloader {
             dns: settings.dns.clone(),
             watch: settings.watch_paths.clone(),
             renew_at: next_renewal,
+            certificates,
             status_interval: (!settings.log.status_interval.is_zero())
                 .then_some(settings.log.status_interval),
             warnings: (!warnings.is_empty()).then(|| warnings.render(false)),

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use controlplane::credentials::SecretRef;
 
 /// Where the configuration is unless `--config` says otherwise.
 const CONFIG_DEFAULT: &str = "/etc/claviger/claviger.toml";
@@ -27,6 +28,8 @@ pub enum Command {
     Check(Check),
     /// Say what would happen to a request: listener, route, strip, injection, upstream.
     Explain(Explain),
+    /// Ask the process that serves how it is: its certificates' ends, its figures.
+    Status(Status),
     /// Print the JSON Schema of the configuration.
     Schema,
     /// The internal certificate authority.
@@ -90,6 +93,19 @@ pub struct Check {
     pub config: Config,
 }
 
+/// `claviger status`
+#[derive(Debug, Args)]
+pub struct Status {
+    #[command(flatten)]
+    pub config: Config,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Print the text format of Prometheus.
+    #[arg(long, conflicts_with = "json")]
+    pub metrics: bool,
+}
+
 /// `claviger explain`
 #[derive(Debug, Args)]
 pub struct Explain {
@@ -131,6 +147,10 @@ pub enum Ca {
         /// Replace an authority that is there.
         #[arg(long)]
         force: bool,
+        /// Where the passphrase is that the keys are encrypted under: file:///path,
+        /// credential://NAME or env://NAME. Default: they are not encrypted.
+        #[arg(long, value_name = "REF")]
+        passphrase: Option<SecretRef>,
     },
     /// Issue a certificate for one or more host names.
     Issue {
@@ -152,6 +172,30 @@ pub enum Ca {
         /// Overwrite files that are there.
         #[arg(long)]
         force: bool,
+        /// Where the passphrase of the authority's keys is.
+        #[arg(long, value_name = "REF")]
+        passphrase: Option<SecretRef>,
+    },
+    /// Encrypt the authority's private keys under a passphrase, or under another one.
+    Encrypt {
+        /// Where the authority's files are.
+        #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+        dir: PathBuf,
+        /// Where the passphrase is: file:///path, credential://NAME or env://NAME.
+        #[arg(long, value_name = "REF")]
+        passphrase: SecretRef,
+        /// Where the passphrase is that they are encrypted under now.
+        #[arg(long, value_name = "REF")]
+        old: Option<SecretRef>,
+    },
+    /// Leave the authority's private keys unencrypted.
+    Decrypt {
+        /// Where the authority's files are.
+        #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+        dir: PathBuf,
+        /// Where the passphrase is that they are encrypted under.
+        #[arg(long, value_name = "REF")]
+        passphrase: SecretRef,
     },
     /// Write the root certificate, for the machines that shall trust it.
     Export {

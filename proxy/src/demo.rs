@@ -48,6 +48,7 @@ pub fn run(args: &cli::Demo) -> Result<ExitCode, String> {
         hosts: vec![HOST.to_owned()],
         key_type: authority::KeyType::default(),
         force: false,
+        passphrase: None,
         now: SystemTime::now(),
     })
     .map_err(|error| error.to_string())?;

@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         }
         cli::Command::Check(args) => tools::check(args),
         cli::Command::Explain(args) => tools::explain(args),
+        cli::Command::Status(args) => tools::status(args),
         cli::Command::Schema => tools::schema(),
         cli::Command::Ca(args) => tools::ca(args),
         cli::Command::Hunt(args) => tools::hunt(args),

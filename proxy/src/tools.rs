@@ -6,8 +6,10 @@ use std::time::SystemTime;
 
 use clap::CommandFactory;
 use controlplane::config::{self, ResolveContext};
+use controlplane::credentials::{self, SecretRef, SourcePolicy};
 use controlplane::hunt;
-use controlplane::pki::authority;
+use controlplane::pki::{ExpiryState, Passphrase, authority};
+use controlplane::status;
 
 use crate::cli;
 
@@ -86,6 +88,30 @@ pub fn explain(args: &cli::Explain) -> Outcome {
     })
 }
 
+/// `claviger status`: 1 when a certificate has expired.
+pub fn status(args: &cli::Status) -> Outcome {
+    let file = config::load(&args.config.config).map_err(|report| report.render(false))?;
+    let directory = config::check(&file).0.settings.state_dir;
+    let report = status::ask(&directory.join(status::SOCKET_NAME))?;
+    let text = if args.json {
+        format!(
+            "{:#}\n",
+            serde_json::to_value(&report).map_err(|error| error.to_string())?
+        )
+    } else if args.metrics {
+        report.metrics()
+    } else {
+        report.to_string()
+    };
+    print_out(text.as_bytes())?;
+    let has_expired = |line: &status::CertificateLine| line.state == ExpiryState::Expired.as_str();
+    Ok(if report.certificates.iter().any(has_expired) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
 /// `claviger schema`
 pub fn schema() -> Outcome {
     print_out(format!("{:#}\n", config::json_schema()).as_bytes())?;
@@ -111,6 +137,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
             dir,
             key_type,
             force,
+            passphrase,
         } => {
             let hosts = match config {
                 Some(path) => hosts_of(path)?,
@@ -124,6 +151,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
                     .parse()
                     .map_err(|error| format!("--key-type: {error}"))?,
                 force: *force,
+                passphrase: passphrase_of(passphrase.as_ref())?,
                 now,
             })
             .map_err(|error| error.to_string())?;
@@ -136,6 +164,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
             key_type,
             days,
             force,
+            passphrase,
         } => {
             let report = authority::issue(&authority::IssueOptions {
                 dir: dir.clone(),
@@ -146,11 +175,18 @@ pub fn ca(args: &cli::Ca) -> Outcome {
                     .map_err(|error| format!("--key-type: {error}"))?,
                 days: *days,
                 force: *force,
+                passphrase: passphrase_of(passphrase.as_ref())?,
                 now,
             })
             .map_err(|error| error.to_string())?;
             print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())?;
         }
+        cli::Ca::Encrypt {
+            dir,
+            passphrase,
+            old,
+        } => rekey(dir, old.as_ref(), Some(passphrase))?,
+        cli::Ca::Decrypt { dir, passphrase } => rekey(dir, Some(passphrase), None)?,
         cli::Ca::Export {
             dir,
             out,
@@ -224,6 +260,32 @@ fn managed(path: &std::path::Path, options: &mut hunt::Options) -> Result<(), St
         .filter_map(|credential| credential.reference.path())
         .collect();
     Ok(())
+}
+
+fn rekey(
+    dir: &std::path::Path,
+    old: Option<&SecretRef>,
+    new: Option<&SecretRef>,
+) -> Result<(), String> {
+    let report = authority::rekey(&authority::RekeyOptions {
+        dir: dir.to_owned(),
+        old: passphrase_of(old)?,
+        new: passphrase_of(new)?,
+    })
+    .map_err(|error| error.to_string())?;
+    print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())
+}
+
+fn passphrase_of(reference: Option<&SecretRef>) -> Result<Option<Passphrase>, String> {
+    let Some(reference) = reference else {
+        return Ok(None);
+    };
+    let fetched = credentials::fetch(reference, &SourcePolicy::default())
+        .map_err(|error| error.to_string())?;
+    let passphrase = Passphrase::new(fetched.secret);
+    passphrase
+        .map(Some)
+        .map_err(|problem| format!("the passphrase in {reference} {problem}"))
 }
 
 /// The hosts that a configuration serves with certificates of the internal CA.

@@ -19,6 +19,7 @@ pub mod names;
 pub mod office;
 pub mod pki;
 pub mod publish;
+pub mod status;
 mod supervise;
 pub mod telemetry;
 pub mod watch;

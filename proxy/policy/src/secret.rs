@@ -28,6 +28,13 @@ impl Secret {
         self.0 == earlier.0
     }
 
+    /// Shows the bytes to `open`, which opens something of our own with them: a private key
+    /// under a passphrase, an account. Never for a key that goes upstream, which only a
+    /// [`Permit`](crate::Permit) writes. `open` keeps no copy.
+    pub fn unlock<R>(&self, open: impl FnOnce(&[u8]) -> R) -> R {
+        open(self.expose())
+    }
+
     /// The bytes. A search for this name is the whole audit of who reads keys.
     pub(crate) fn expose(&self) -> &[u8] {
         &self.0

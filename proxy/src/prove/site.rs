@@ -159,6 +159,7 @@ impl Site {
             hosts: Vec::new(),
             key_type: authority::KeyType::default(),
             force: false,
+            passphrase: None,
             now: SystemTime::now(),
         })
         .map_err(|error| error.to_string())?;

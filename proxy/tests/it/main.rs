@@ -10,6 +10,7 @@ mod harness;
 mod audit;
 mod bodies;
 mod callers;
+mod certificates;
 mod cli;
 mod clients;
 mod coded;

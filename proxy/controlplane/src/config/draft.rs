@@ -39,6 +39,8 @@ pub struct Draft {
     pub user_place: Option<Place>,
     /// `[ca]`, for messages; `None` when it is not in the file.
     pub ca_place: Option<Place>,
+    /// What the internal CA's keys are encrypted under, and where the reference stands.
+    pub ca_passphrase: Option<(SecretRef, Place)>,
     /// Whether a resolver is asked over TLS.
     pub dns_tls: bool,
 }

@@ -458,6 +458,10 @@ pub struct Audit {
 pub struct Ca {
     /// Its directory. Default: `ca` within `state_dir`.
     pub directory: Option<Written<String>>,
+    /// Where the passphrase is read from that its private keys are encrypted under (`claviger ca encrypt`): `"file:///path"`, `"env://NAME"` or `"credential://NAME"`. Default: they are not encrypted.
+    pub passphrase: Option<Written<String>>,
+    /// How long its certificates for hosts live. They are made anew, in memory, after two thirds of it. Default: `"30d"`.
+    pub leaf_lifetime: Option<Written<Period>>,
 }
 
 /// Where callers connect.
@@ -711,7 +715,7 @@ pub enum OnUninspected {
 // ---- Reading ---------------------------------------------------------------
 
 /// Fields whose value is never shown, whatever it is.
-const HIDDEN_FIELDS: [&str; 3] = ["source", "credential", "token"];
+const HIDDEN_FIELDS: [&str; 4] = ["source", "credential", "token", "passphrase"];
 
 /// Reads one source after the other into one [`File`].
 struct Reader {

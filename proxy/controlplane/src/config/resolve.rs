@@ -36,13 +36,14 @@ use super::draft::{
 use super::file::File;
 use super::report::{Place, Problem, Report, quote};
 use super::settings::Settings;
-use crate::credentials::{self, ServiceUser, SourceError, SourcePolicy};
+use crate::credentials::{self, SecretRef, ServiceUser, SourceError, SourcePolicy};
 use crate::names::{Name, OwnAddresses};
 use crate::pki::authority::Ensured;
 use crate::pki::tls::LoadedKey;
 use crate::pki::{
-    Authority, KeyType, LeafStore, OwnCa, Roots, ServerTls, Ticketers, client_config,
-    client_config_showing, load_certified_key, load_crls, server_config,
+    Authority, CertificateKind, Expiry, ExpiryState, KeyType, LeafStore, OwnCa, Passphrase, Roots,
+    ServerTls, Ticketers, client_config, client_config_showing, load_certified_key, load_crls,
+    server_config,
 };
 
 /// Shorter keys can be guessed, and cannot be told from chance in an answer.
@@ -67,6 +68,8 @@ pub struct Resolved {
     /// When a certificate of the internal CA is due to be made anew: resolve
     /// again then. `None` without such certificates.
     pub next_renewal: Option<SystemTime>,
+    /// Until when each certificate serves, by its end.
+    pub certificates: Vec<Expiry>,
 }
 
 /// What a [`resolve`] is for.
@@ -187,6 +190,7 @@ pub fn resolve_at(
         report,
         watch: Vec::new(),
         own_ca: OwnCa::none(),
+        expiries: Vec::new(),
         served: Vec::new(),
         secrets: HashMap::new(),
         user: None,
@@ -219,6 +223,7 @@ struct Resolver<'c> {
     report: Report,
     watch: Vec<PathBuf>,
     own_ca: OwnCa,
+    expiries: Vec<Expiry>,
     /// Keys from certificate files that we serve.
     served: Vec<Arc<CertifiedKey>>,
     /// What [`ResolveContext::secrets`] will be when all of it is in force.
@@ -472,6 +477,12 @@ impl Resolver<'_> {
                             ),
                     );
                 }
+                self.expiries.push(Expiry {
+                    kind: CertificateKind::File,
+                    name: format!("{}: {}", host.name, chain.display()),
+                    not_before: loaded.not_before,
+                    not_after: loaded.not_after,
+                });
                 self.readable_again(
                     key,
                     &format!("the private key of {}", quote(&host.name)),
@@ -526,7 +537,17 @@ impl Resolver<'_> {
     ) -> Option<(Arc<rustls::RootCertStore>, String)> {
         self.watch.push(path.to_owned());
         match Roots::file(path) {
-            Ok(roots) => Some((roots.client_ca_store(), digest_of(path))),
+            Ok(roots) => {
+                let found = roots.expiries(CertificateKind::ClientCa, path);
+                for expiry in found {
+                    // Several hosts may name one file.
+                    if !self.expiries.contains(&expiry) {
+                        self.look_at(&expiry, &host.place);
+                        self.expiries.push(expiry);
+                    }
+                }
+                Some((roots.client_ca_store(), digest_of(path)))
+            }
             Err(error) => {
                 self.push(
                     Problem::error(format!(
@@ -543,7 +564,14 @@ impl Resolver<'_> {
     /// Certificates of the internal CA, one for each host that takes one.
     fn issued(&mut self, draft: &Draft, hosts: &[&HostDraft]) -> Vec<(String, Arc<CertifiedKey>)> {
         let dir = &draft.settings.ca_dir;
-        let mut authority = match Authority::load(dir) {
+        let passphrase = match &draft.ca_passphrase {
+            None => None,
+            Some((reference, place)) => match self.passphrase(reference, place) {
+                Some(passphrase) => Some(passphrase),
+                None => return Vec::new(),
+            },
+        };
+        let mut authority = match Authority::load(dir, passphrase.as_ref()) {
             Ok(authority) => authority,
             // Nobody asked for one, and there is none. One that is there and cannot be
             // read is an error: without it the loop guard does not know our own root.
@@ -581,6 +609,12 @@ impl Resolver<'_> {
             }
         };
         self.own_ca = authority.own_ca();
+        let ca_place = draft.ca_place.as_ref();
+        let ca_place = ca_place.or(hosts.first().map(|host| &host.place)).cloned();
+        if self.context.purpose == Purpose::Look {
+            self.look_at_authority(&authority, ca_place.as_ref());
+        }
+        self.expiries.extend(authority.expiries());
         // A CA that was made anew is in use at once.
         self.watch
             .extend(["root.pem", "intermediate.pem"].map(|name| dir.join(name)));
@@ -629,10 +663,13 @@ impl Resolver<'_> {
         let store = match authority.leaf_issuer() {
             Ok(issuer) => match &mut self.context.leaves {
                 Some((known, store)) if known == dir => {
-                    store.replace_issuer(issuer);
+                    store.replace_issuer(issuer, draft.settings.leaf_life);
                     store
                 }
-                leaves => &mut leaves.insert((dir.clone(), LeafStore::new(issuer))).1,
+                leaves => {
+                    let store = LeafStore::new(issuer, draft.settings.leaf_life);
+                    &mut leaves.insert((dir.clone(), store)).1
+                }
             },
             Err(error) => {
                 self.report.push(
@@ -701,7 +738,79 @@ impl Resolver<'_> {
             }
         }
         self.own_ca = authority.own_ca();
+        // It may be another one now.
+        self.expiries
+            .retain(|expiry| expiry.kind != CertificateKind::CaIntermediate);
+        self.expiries.extend(
+            authority
+                .expiries()
+                .into_iter()
+                .filter(|expiry| expiry.kind == CertificateKind::CaIntermediate),
+        );
         true
+    }
+
+    /// What the CA's keys are encrypted under. `None` was reported.
+    fn passphrase(&mut self, reference: &SecretRef, place: &Place) -> Option<Passphrase> {
+        const WHAT: &str = "the passphrase of the internal CA";
+        self.watch.extend(reference.path());
+        let fetched = match credentials::fetch(reference, &SourcePolicy::default()) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                let problem = source_problem(&format!("{WHAT} cannot be used"), &error);
+                self.push(problem.at(place.clone()));
+                return None;
+            }
+        };
+        if let Some(path) = &fetched.watch {
+            self.readable_again(path, WHAT, place);
+        }
+        match Passphrase::new(fetched.secret) {
+            Ok(passphrase) => Some(passphrase),
+            Err(problem) => {
+                self.push(Problem::error(format!("{WHAT} {problem}")).at(place.clone()));
+                None
+            }
+        }
+    }
+
+    /// What `check` has to say about the internal CA.
+    fn look_at_authority(&mut self, authority: &Authority, place: Option<&Place>) {
+        let plain = authority.plain_keys();
+        if !plain.is_empty() {
+            let paths: Vec<_> = plain
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            let problem = Problem::warning(format!(
+                "private keys of the internal CA are not encrypted: {}",
+                paths.join(", ")
+            ))
+            .cure("encrypt them by `claviger ca encrypt` and name the passphrase in [ca] `passphrase`; or keep root.key elsewhere");
+            self.push(match place {
+                Some(place) => problem.at(place.clone()),
+                None => problem,
+            });
+        }
+        for expiry in authority.expiries() {
+            if let Some(place) = place {
+                self.look_at(&expiry, place);
+            }
+        }
+    }
+
+    /// Warns of a certificate whose end is near.
+    fn look_at(&mut self, expiry: &Expiry, place: &Place) {
+        let what = match expiry.state(self.now) {
+            ExpiryState::Good => return,
+            ExpiryState::Expiring => "expires soon",
+            ExpiryState::Expired => "has expired",
+        };
+        self.push(
+            Problem::warning(format!("{expiry}: {what}"))
+                .at(place.clone())
+                .cure(expiry.kind.cure()),
+        );
     }
 
     // ---- Upstreams ---------------------------------------------------------
@@ -817,6 +926,12 @@ impl Resolver<'_> {
                             .cure("put a new one in its place: it is read as soon as it is there"),
                     );
                 }
+                self.expiries.push(Expiry {
+                    kind: CertificateKind::Client,
+                    name: format!("{}: {}", draft.name, chain.display()),
+                    not_before: loaded.not_before,
+                    not_after: loaded.not_after,
+                });
                 let what = format!("the client key for {}", quote(&draft.name));
                 self.readable_again(key, &what, place);
                 Some((loaded.certified, digest_of(chain)))
@@ -960,12 +1075,25 @@ impl Resolver<'_> {
             names,
             own_addresses: OwnAddresses::of(own),
             warnings: self.failed(),
+            certificates: self.certificates_by_end(),
             next_renewal: self
                 .context
                 .leaves
                 .as_ref()
                 .and_then(|(_, leaves)| leaves.next_renewal()),
         })
+    }
+
+    fn certificates_by_end(&mut self) -> Vec<Expiry> {
+        let mut expiries = std::mem::take(&mut self.expiries);
+        if let Some((_, leaves)) = &self.context.leaves {
+            expiries.extend(leaves.expiries());
+        }
+        expiries.sort_by(|one, other| {
+            let by = |expiry: &Expiry| (expiry.not_after, expiry.kind, expiry.name.clone());
+            by(one).cmp(&by(other))
+        });
+        expiries
     }
 
     fn server(

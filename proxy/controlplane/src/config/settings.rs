@@ -30,6 +30,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where the internal CA is. Reloads.
     pub ca_dir: PathBuf,
+    /// How long its certificates for hosts live. Reloads.
+    pub leaf_life: Duration,
     /// Whether memory is locked. Restart to change.
     pub memory_lock: MemoryLock,
     /// The audit trail.

@@ -34,7 +34,9 @@ use tokio::sync::Notify;
 
 use crate::audit::AuditHandle;
 use crate::names::{DnsSettings, Name, Names, OwnAddresses, Resolving};
+use crate::pki::{Expiry, ExpiryState};
 use crate::publish::Publisher;
+use crate::status::{self, CertificateLine, Report, StatusSocket};
 use crate::supervise::{Backoff, supervise};
 use crate::watch::Watch;
 
@@ -46,7 +48,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Shortest time between two renewals: an issuer that hands out certificates that
 /// are already due must not keep us busy.
-const RENEWAL_INTERVAL_MIN: Duration = Duration::from_secs(60);
+const RENEWAL_INTERVAL_MIN: Duration = Duration::from_secs(10);
 
 /// How long a new configuration waits for the first answers about names that are
 /// new in it, so that their first requests find addresses. Past it, it is published
@@ -59,6 +61,12 @@ const FORGET_AFTER: Duration = Duration::from_secs(30);
 
 /// A reload that takes longer is mentioned in the log, once per this time.
 const RELOAD_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Time between two looks at how long certificates still serve.
+const CERTIFICATES_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What was said of a certificate is said again after this.
+const CERTIFICATES_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// Upstreams without addresses that the status line names. The rest is counted.
 const NAMED_MAX: usize = 8;
@@ -140,6 +148,8 @@ pub struct Loaded {
     pub read_began: SystemTime,
     /// When to read it again for the sake of a certificate.
     pub renew_at: Option<SystemTime>,
+    /// Until when each certificate serves, by its end.
+    pub certificates: Vec<Expiry>,
     /// Time between two status lines. `None` for none.
     pub status_interval: Option<Duration>,
     /// What should be looked at, though it stops nothing.
@@ -186,6 +196,8 @@ pub struct OfficePlan {
     pub driver: String,
     /// The audit trail, for its figures and for reopening its file.
     pub audit: Option<AuditHandle>,
+    /// Where `claviger status` asks. `None` for nowhere.
+    pub status_socket: Option<PathBuf>,
     /// Is told of every reload, whatever its reason, on the control plane's thread:
     /// it must not block for long.
     pub progress: Box<dyn Fn(Progress) + Send + Sync>,
@@ -210,6 +222,8 @@ pub fn start(plan: OfficePlan) -> std::io::Result<Office> {
         counters: plan.counters,
         driver: plan.driver,
         audit: plan.audit,
+        status_path: plan.status_socket,
+        status_socket: Mutex::default(),
         progress: plan.progress,
         started: Instant::now(),
         inbox: Mutex::new(Inbox::default()),
@@ -271,6 +285,25 @@ impl Office {
         }
     }
 
+    /// Connections are accepted: from here on `claviger status` is answered here, and no longer by
+    /// a process that this one takes over from.
+    pub fn serving(&self) {
+        let Some(path) = &self.shared.status_path else {
+            return;
+        };
+        match StatusSocket::bind(path) {
+            Ok(socket) => {
+                *self.shared.status_socket() = Some(Arc::new(socket));
+                self.shared.news.notify_one();
+            }
+            Err(error) => tracing::info!(
+                "`claviger status` will find nobody: {} could not be made ({error}); \
+                 let the service's user write to `state_dir`",
+                path.display()
+            ),
+        }
+    }
+
     /// Waits until every name has been asked for once, whatever came of it. `false`
     /// when `at_most` is over first. For the start, before connections are accepted.
     pub fn wait_for_names(&self, at_most: Duration) -> bool {
@@ -286,6 +319,9 @@ impl Office {
     /// the end of the process.
     pub fn stop(self, deadline: Duration) -> bool {
         self.shared.tell(|inbox| inbox.stop = true);
+        if let Some(socket) = self.shared.status_socket().take() {
+            socket.withdraw();
+        }
         drop(self._stop);
         self.end.recv_timeout(deadline).is_ok()
     }
@@ -324,6 +360,8 @@ struct Shared {
     counters: Vec<Arc<Counters>>,
     driver: String,
     audit: Option<AuditHandle>,
+    status_path: Option<PathBuf>,
+    status_socket: Mutex<Option<Arc<StatusSocket>>>,
     progress: Box<dyn Fn(Progress) + Send + Sync>,
     started: Instant,
     inbox: Mutex<Inbox>,
@@ -354,6 +392,7 @@ struct InForce {
     watch: Vec<PathBuf>,
     read_began: SystemTime,
     renew_at: Option<SystemTime>,
+    certificates: Vec<Expiry>,
     status_interval: Option<Duration>,
 }
 
@@ -366,6 +405,7 @@ impl InForce {
             watch: loaded.watch,
             read_began: loaded.read_began,
             renew_at: loaded.renew_at,
+            certificates: loaded.certificates,
             status_interval: loaded.status_interval,
         }
     }
@@ -384,6 +424,12 @@ impl Shared {
 
     fn in_force(&self) -> MutexGuard<'_, InForce> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn status_socket(&self) -> MutexGuard<'_, Option<Arc<StatusSocket>>> {
+        self.status_socket
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tell(&self, change: impl FnOnce(&mut Inbox)) {
@@ -434,6 +480,10 @@ struct Desk<'a> {
     last_failure: Option<String>,
     slow_reload_told: Option<Instant>,
     stuck_told: Option<PathBuf>,
+    is_answering: bool,
+    certificates_due: Instant,
+    /// Of which certificates it was said how they stand, and when.
+    certificates_told: Vec<(String, ExpiryState, Instant)>,
 }
 
 impl<'a> Desk<'a> {
@@ -458,6 +508,9 @@ impl<'a> Desk<'a> {
             last_failure: None,
             slow_reload_told: None,
             stuck_told: None,
+            is_answering: false,
+            certificates_due: Instant::now(),
+            certificates_told: Vec::new(),
         }
     }
 
@@ -479,12 +532,14 @@ impl<'a> Desk<'a> {
                     Err(report) => self.keep_the_old(&reason, report),
                 }
             }
+            self.answer_questions();
             self.begin_reload();
             self.forget_old_names();
             if status || self.status_due.is_some_and(|due| Instant::now() >= due) {
                 self.status_line();
             }
             self.complain_about_hanging();
+            self.look_at_certificates();
             let _ = tokio::time::timeout(TICK, self.shared.news.notified()).await;
         }
     }
@@ -504,6 +559,23 @@ impl<'a> Desk<'a> {
             self.retry_due = None;
             self.shared.ask(Reason::Again);
         }
+    }
+
+    /// Begins to answer `claviger status` when its socket is there.
+    fn answer_questions(&mut self) {
+        if self.is_answering {
+            return;
+        }
+        let Some(socket) = self.shared.status_socket().clone() else {
+            return;
+        };
+        self.is_answering = true;
+        let shared = Arc::clone(self.shared);
+        tokio::spawn(async move {
+            if let Err(error) = socket.serve(|| report(&shared)).await {
+                tracing::info!("`claviger status` is not answered: {error}");
+            }
+        });
     }
 
     /// Drops the names that only an earlier configuration asked for.
@@ -573,6 +645,7 @@ impl<'a> Desk<'a> {
         self.forget_due = Some(Instant::now() + FORGET_AFTER);
         self.watch.set(loaded.watch.clone(), loaded.read_began);
         self.status_due = next_status(loaded.status_interval);
+        self.certificates_due = Instant::now();
         if let Some(warnings) = &loaded.warnings {
             tracing::warn!("the configuration is in force, with warnings:\n{warnings}");
         }
@@ -618,6 +691,39 @@ impl<'a> Desk<'a> {
         tracing::info!("{}", status(self.shared));
     }
 
+    /// Says which certificates end soon, when that begins and once a day.
+    fn look_at_certificates(&mut self) {
+        if Instant::now() < self.certificates_due {
+            return;
+        }
+        self.certificates_due = Instant::now() + CERTIFICATES_INTERVAL;
+        let now = SystemTime::now();
+        let mut told = Vec::new();
+        for expiry in &self.shared.in_force().certificates {
+            let state = expiry.state(now);
+            if state == ExpiryState::Good {
+                continue;
+            }
+            let text = expiry.to_string();
+            let mut earlier = self.certificates_told.iter();
+            let earlier = earlier.find(|(it, at, when)| {
+                *it == text && *at == state && when.elapsed() < CERTIFICATES_AGAIN
+            });
+            match (earlier, state) {
+                (Some(earlier), _) => told.push(earlier.clone()),
+                (None, ExpiryState::Expired) => {
+                    tracing::error!("a certificate has expired: {text}; {}", expiry.kind.cure());
+                    told.push((text, state, Instant::now()));
+                }
+                (None, _) => {
+                    tracing::warn!("a certificate expires soon: {text}; {}", expiry.kind.cure());
+                    told.push((text, state, Instant::now()));
+                }
+            }
+        }
+        self.certificates_told = told;
+    }
+
     /// Says that a reload or a look at a file does not come back.
     fn complain_about_hanging(&mut self) {
         let now = Instant::now();
@@ -656,46 +762,61 @@ fn no_resolving(error: &str) {
     );
 }
 
-/// The status line: `name=value`, separated by spaces.
-fn status(shared: &Shared) -> String {
-    use fmt::Write;
-
-    let mut line = format!(
-        "status driver={:?} generation={} uptime_s={}",
-        shared.driver,
-        shared.publisher.current().generation,
-        shared.started.elapsed().as_secs(),
-    );
+/// What the process says of itself.
+fn report(shared: &Shared) -> Report {
+    let mut figures = Vec::new();
+    let mut figure = |name: &str, value: u64| figures.push((name.to_owned(), value));
     for &counter in Counter::ALL {
         let sum = shared
             .counters
             .iter()
             .fold(0_u64, |sum, core| sum.wrapping_add(core.get(counter)));
-        // Writing to a String cannot fail.
-        let _ = write!(line, " {}={sum}", counter.name());
+        figure(counter.name(), sum);
     }
     if let Some(audit) = &shared.audit {
-        let figures = audit.figures();
-        let _ = write!(
-            line,
-            " audit_written={} audit_bytes={} audit_waiting={} audit_failures={}",
-            figures.records, figures.bytes, figures.waiting, figures.failures
-        );
+        let audit = audit.figures();
+        figure("audit_written", audit.records);
+        figure("audit_bytes", audit.bytes);
+        figure("audit_waiting", audit.waiting);
+        figure("audit_failures", audit.failures);
     }
     let known = shared.names.known();
     let addresses: usize = known.iter().map(|name| name.addresses).sum();
     let stale = known.iter().filter(|name| name.stale).count();
-    let missing: Vec<_> = known.iter().filter(|name| name.addresses == 0).collect();
-    let _ = write!(
-        line,
-        " upstream_names={} upstream_addresses={addresses} upstream_names_stale={stale} \
-         upstream_names_unresolved={}",
-        known.len(),
-        missing.len()
-    );
-    for (index, name) in missing.iter().take(NAMED_MAX).enumerate() {
-        let separator = if index == 0 { " unresolved=" } else { "," };
-        let _ = write!(line, "{separator}{}", name.label);
+    let missing = known.iter().filter(|name| name.addresses == 0);
+    let unresolved: Vec<String> = missing.map(|name| name.label.clone()).collect();
+    figure("upstream_names", known.len() as u64);
+    figure("upstream_addresses", addresses as u64);
+    figure("upstream_names_stale", stale as u64);
+    figure("upstream_names_unresolved", unresolved.len() as u64);
+    let now = SystemTime::now();
+    let certificates: Vec<_> = shared
+        .in_force()
+        .certificates
+        .iter()
+        .map(|expiry| (CertificateLine::new(expiry, now), expiry.state(now)))
+        .collect();
+    let count = |state| certificates.iter().filter(|(_, it)| *it == state).count() as u64;
+    figure("certificates", certificates.len() as u64);
+    figure("certificates_expiring", count(ExpiryState::Expiring));
+    figure("certificates_expired", count(ExpiryState::Expired));
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        driver: shared.driver.clone(),
+        generation: shared.publisher.current().generation,
+        uptime_s: shared.started.elapsed().as_secs(),
+        figures,
+        unresolved,
+        certificates: certificates.into_iter().map(|(line, _)| line).collect(),
     }
+}
+
+/// The status line.
+fn status(shared: &Shared) -> String {
+    let report = report(shared);
+    let mut line = report.line(SystemTime::now());
+    let unresolved = report.unresolved.iter().map(String::as_str);
+    status::list(&mut line, "unresolved", unresolved, NAMED_MAX);
     line
 }

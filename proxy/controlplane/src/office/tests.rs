@@ -31,6 +31,7 @@ fn loaded(generation: u64) -> Loaded {
         watch: Vec::new(),
         read_began: SystemTime::now(),
         renew_at: None,
+        certificates: Vec::new(),
         status_interval: None,
         warnings: None,
     }
@@ -67,6 +68,7 @@ impl Bench {
             counters: vec![Arc::clone(&counters)],
             driver: "epoll (2 workers)".to_owned(),
             audit,
+            status_socket: None,
             progress: Box::new({
                 let progress = Arc::clone(&progress);
                 move |step| progress.lock().expect("no panic while held").push(step)
@@ -355,6 +357,8 @@ fn a_further_life_takes_the_work_up_where_it_is() {
         counters: Vec::new(),
         driver: String::new(),
         audit: None,
+        status_path: None,
+        status_socket: Mutex::default(),
         progress: Box::new(|_| ()),
         started: Instant::now(),
         inbox: Mutex::new(Inbox::default()),

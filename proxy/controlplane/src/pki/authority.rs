@@ -15,6 +15,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -23,18 +24,19 @@ use rcgen::{
     NameConstraints, PKCS_RSA_SHA256, PublicKeyData, RsaKeySize,
 };
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use zeroize::Zeroizing;
 
 use super::error::List;
 use super::leaf::{BACKDATE, LEAF_DAYS_DEFAULT, LeafIssuer, random_serial, renew_at};
 use super::name::{HostName, minimal_cover};
+use super::sealed::{Passphrase, Sealed};
 use super::store::{
     CERT_BYTES_MAX, CERT_MODE, CaDir, Existing, KEY_BYTES_MAX, KEY_MODE, PEM_CURE, Privacy, Role,
     State, read_bounded, read_certificates, write_atomic,
 };
 use super::x509::{self, Facts};
-use super::{OwnCa, PkiError};
+use super::{CertificateKind, Expiry, OwnCa, PkiError};
 
 /// A certificate authority as its directory has it. The root's key stays on disk; the
 /// intermediate's is read when a [`LeafIssuer`] is asked for.
@@ -45,15 +47,19 @@ pub struct Authority {
     root_pem: String,
     /// Why there is none, if there is none: then [`Authority::ensure_intermediate`] makes one.
     intermediate: Result<Certificate, String>,
+    /// The intermediate's key, if it was opened with the passphrase: opening it is slow.
+    opened: Option<Arc<Zeroizing<KeyPair>>>,
     state: State,
+    passphrase: Option<Passphrase>,
 }
 
 impl Authority {
-    /// Reads a directory that `claviger ca init` made. `root.key` need not be there.
+    /// Reads a directory that `claviger ca init` made. `root.key` need not be there. Keys may be
+    /// encrypted under `passphrase`; new ones are, if there is one.
     ///
     /// # Errors
     /// No readable root, a root without name constraints, or a broken state file.
-    pub fn load(dir: &Path) -> Result<Authority, PkiError> {
+    pub fn load(dir: &Path, passphrase: Option<&Passphrase>) -> Result<Authority, PkiError> {
         let dir = CaDir::new(dir);
         let root = match Certificate::read(&dir.root_pem()) {
             Err(PkiError::Io {
@@ -79,7 +85,8 @@ impl Authority {
                 "use a directory made by `claviger ca init`",
             ));
         }
-        let intermediate = read_intermediate(&dir, &root);
+        let mut opened = None;
+        let intermediate = read_intermediate(&dir, &root, passphrase, &mut opened);
         let state = dir.read_state()?;
         let root_pem = x509::to_pem(&root.der);
         Ok(Authority {
@@ -87,7 +94,9 @@ impl Authority {
             root,
             root_pem,
             intermediate,
+            opened,
             state,
+            passphrase: passphrase.cloned(),
         })
     }
 
@@ -143,7 +152,8 @@ impl Authority {
                 _ => return Err(err),
             },
         };
-        self.intermediate = read_intermediate(&self.dir, &self.root);
+        let passphrase = self.passphrase.as_ref();
+        self.intermediate = read_intermediate(&self.dir, &self.root, passphrase, &mut self.opened);
         self.state = self.dir.read_state()?;
         let need = self.need(&hosts, now);
         let reason = match &need {
@@ -177,7 +187,10 @@ impl Authority {
         let intermediate = self.intermediate.as_ref().map_err(|problem| {
             PkiError::file(&self.dir.intermediate_pem(), problem.clone(), REISSUE_CURE)
         })?;
-        let key = read_key(&path)?;
+        let key = match &self.opened {
+            Some(key) => Arc::clone(key),
+            None => Arc::new(read_key(&path, self.passphrase.as_ref())?.0),
+        };
         if key_hash(&key) != intermediate.facts.key {
             return Err(PkiError::file(
                 &path,
@@ -208,6 +221,21 @@ impl Authority {
         )
     }
 
+    /// Until when the root and the intermediate serve.
+    pub fn expiries(&self) -> Vec<Expiry> {
+        let of = |kind, certificate: &Certificate| Expiry {
+            kind,
+            name: certificate.facts.subject.clone(),
+            not_before: certificate.facts.not_before,
+            not_after: certificate.facts.not_after,
+        };
+        let mut expiries = vec![of(CertificateKind::CaRoot, &self.root)];
+        if let Ok(intermediate) = &self.intermediate {
+            expiries.push(of(CertificateKind::CaIntermediate, intermediate));
+        }
+        expiries
+    }
+
     /// The domains that the root permits.
     pub fn permitted(&self) -> &[String] {
         &self.root.facts.permitted
@@ -219,6 +247,17 @@ impl Authority {
             Ok(intermediate) => &intermediate.facts.permitted,
             Err(_) => &[],
         }
+    }
+
+    /// The private keys of this authority that lie here unencrypted. One that cannot be read is
+    /// not among them.
+    pub fn plain_keys(&self) -> Vec<PathBuf> {
+        let mut paths = self.dir.keys();
+        paths.retain(|path| {
+            let content = read_bounded(path, KEY_BYTES_MAX, Privacy::Any);
+            content.is_ok_and(|pem| PrivateKeyDer::from_pem_slice(&pem).is_ok())
+        });
+        paths
     }
 
     /// The root certificate in PEM, for callers to trust.
@@ -289,7 +328,7 @@ impl Authority {
         reason: &str,
     ) -> Result<(), PkiError> {
         let path = self.dir.root_key();
-        let root_key = match read_key(&path) {
+        let (root_key, _) = match read_key(&path, self.passphrase.as_ref()) {
             Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 return Err(PkiError::RootKeyMissing {
                     path,
@@ -307,8 +346,10 @@ impl Authority {
         }
         let permitted = intermediate_names(hosts, self.permitted());
         let (certificate, key) = make_intermediate(&self.root, &root_key, permitted, now)?;
-        write_intermediate(&self.dir, &certificate, &key, &mut self.state, now)?;
+        let text = key_pem(&key, self.passphrase.as_ref())?;
+        write_intermediate(&self.dir, &certificate, &text, &mut self.state, now)?;
         self.intermediate = Ok(certificate);
+        self.opened = Some(Arc::new(key));
         Ok(())
     }
 }
@@ -483,6 +524,8 @@ pub struct InitOptions {
     pub key_type: KeyType,
     /// Replace an authority that is there; its files are moved aside, not deleted.
     pub force: bool,
+    /// What the keys are encrypted under at rest.
+    pub passphrase: Option<Passphrase>,
     /// The time now.
     pub now: SystemTime,
 }
@@ -529,6 +572,9 @@ pub fn init(options: &InitOptions) -> Result<InitReport, PkiError> {
     let root = make_root(&root_key, &permitted, options.now)?;
     let names = intermediate_names(&hosts, &permitted);
     let (intermediate, key) = make_intermediate(&root, &root_key, names, options.now)?;
+    let passphrase = options.passphrase.as_ref();
+    let root_key_pem = key_pem(&root_key, passphrase)?;
+    let key_text = key_pem(&key, passphrase)?;
 
     // Machines may trust a former root for years: its keys stay known as ours.
     let mut state = dir.read_state().unwrap_or_default();
@@ -552,11 +598,11 @@ pub fn init(options: &InitOptions) -> Result<InitReport, PkiError> {
     };
     write_atomic(
         &dir.root_key(),
-        key_pem(&root_key).as_bytes(),
+        root_key_pem.as_bytes(),
         KEY_MODE,
         Existing::Keep,
     )?;
-    write_intermediate(&dir, &intermediate, &key, &mut state, options.now)?;
+    write_intermediate(&dir, &intermediate, &key_text, &mut state, options.now)?;
     // Last, since a directory with a root is taken for complete.
     let root_pem = x509::to_pem(&root.der);
     write_atomic(
@@ -642,6 +688,9 @@ pub struct IssueOptions {
     pub days: u32,
     /// Replace files that are there.
     pub force: bool,
+    /// What opens the authority's keys. The certificate's own key is written as it is, for a server
+    /// that has no passphrase.
+    pub passphrase: Option<Passphrase>,
     /// The time now.
     pub now: SystemTime,
 }
@@ -656,6 +705,7 @@ impl IssueOptions {
             key_type: KeyType::default(),
             days: LEAF_DAYS_DEFAULT,
             force: false,
+            passphrase: None,
             now,
         }
     }
@@ -667,7 +717,7 @@ impl IssueOptions {
 /// # Errors
 /// As [`Authority::ensure_intermediate`]; files in the way, without `force`.
 pub fn issue(options: &IssueOptions) -> Result<IssueReport, PkiError> {
-    let mut authority = Authority::load(&options.dir)?;
+    let mut authority = Authority::load(&options.dir, options.passphrase.as_ref())?;
     // Names that were admitted before stay admitted.
     let mut admitted = authority.intermediate_permitted().to_vec();
     admitted.extend(options.hosts.iter().cloned());
@@ -675,7 +725,7 @@ pub fn issue(options: &IssueOptions) -> Result<IssueReport, PkiError> {
     let made = authority.leaf_issuer()?.make(
         &options.hosts,
         options.key_type,
-        options.days,
+        DAY * options.days.max(1),
         options.now,
     )?;
 
@@ -699,7 +749,12 @@ pub fn issue(options: &IssueOptions) -> Result<IssueReport, PkiError> {
         });
     }
     let chain: String = made.chain.iter().map(|der| x509::to_pem(der)).collect();
-    write_atomic(&key, key_pem(&made.key).as_bytes(), KEY_MODE, existing)?;
+    write_atomic(
+        &key,
+        key_pem(&made.key, None)?.as_bytes(),
+        KEY_MODE,
+        existing,
+    )?;
     write_atomic(&certificate, chain.as_bytes(), CERT_MODE, existing)?;
     Ok(IssueReport {
         certificate,
@@ -741,6 +796,73 @@ impl fmt::Display for IssueReport {
     }
 }
 
+/// Arguments of `claviger ca encrypt` and `claviger ca decrypt`.
+#[derive(Clone, Debug)]
+pub struct RekeyOptions {
+    /// The authority's directory.
+    pub dir: PathBuf,
+    /// What the keys are encrypted under now; keys that are not encrypted need none.
+    pub old: Option<Passphrase>,
+    /// What they are to be encrypted under; `None` leaves them plain.
+    pub new: Option<Passphrase>,
+}
+
+/// Writes every private key that is in the directory anew, under another passphrase or none. The
+/// keys themselves stay, and so do all certificates.
+///
+/// # Errors
+/// As [`Authority::load`]; a key that cannot be opened or written, and then none was changed that
+/// comes behind it in the report.
+pub fn rekey(options: &RekeyOptions) -> Result<RekeyReport, PkiError> {
+    let dir = CaDir::new(&options.dir);
+    // Not any directory with files of these names.
+    Authority::load(&options.dir, options.old.as_ref())?;
+    let _lock = dir.lock()?;
+    let mut keys = Vec::new();
+    for path in dir.keys() {
+        match read_key(&path, options.old.as_ref()) {
+            Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            key => keys.push((path, key?.0)),
+        }
+    }
+    for (path, key) in &keys {
+        let text = key_pem(key, options.new.as_ref())?;
+        write_atomic(path, text.as_bytes(), KEY_MODE, Existing::Replace)?;
+    }
+    Ok(RekeyReport {
+        keys: keys.into_iter().map(|(path, _)| path).collect(),
+        encrypted: options.new.is_some(),
+    })
+}
+
+/// What [`rekey`] did.
+#[derive(Clone, Debug)]
+pub struct RekeyReport {
+    /// The keys that were written.
+    pub keys: Vec<PathBuf>,
+    /// Whether they are encrypted now.
+    pub encrypted: bool,
+}
+
+impl fmt::Display for RekeyReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.encrypted {
+            true => "encrypted under the passphrase",
+            false => "not encrypted",
+        };
+        for path in &self.keys {
+            writeln!(f, "{}: {state}", path.display())?;
+        }
+        match self.encrypted {
+            true => f.write_str(
+                "Name the passphrase in [ca] `passphrase` before the next start. Copies of the \
+                 keys as they were, in backups say, are as open as before.",
+            ),
+            false => f.write_str("Whoever reads these files can sign with them."),
+        }
+    }
+}
+
 /// Arguments of `claviger ca export`.
 #[derive(Clone, Debug)]
 pub struct ExportOptions {
@@ -759,7 +881,7 @@ pub struct ExportOptions {
 /// # Errors
 /// As [`Authority::load`]; a file in the way, without `force`.
 pub fn export(options: &ExportOptions) -> Result<ExportReport, PkiError> {
-    let authority = Authority::load(&options.dir)?;
+    let authority = Authority::load(&options.dir, None)?;
     let bytes = match options.der {
         true => authority.root.der.to_vec(),
         false => authority.root_pem.clone().into_bytes(),
@@ -854,7 +976,15 @@ enum Need {
 
 /// A pair on disk that does not fit together (a crash between two renames) counts as none: it is
 /// simply made again.
-fn read_intermediate(dir: &CaDir, root: &Certificate) -> Result<Certificate, String> {
+///
+/// A key that took a passphrase to open is left in `opened`.
+fn read_intermediate(
+    dir: &CaDir,
+    root: &Certificate,
+    passphrase: Option<&Passphrase>,
+    opened: &mut Option<Arc<Zeroizing<KeyPair>>>,
+) -> Result<Certificate, String> {
+    *opened = None;
     let certificate = Certificate::read(&dir.intermediate_pem()).map_err(|err| match err {
         PkiError::Io { source, .. } => format!("cannot be read ({source})"),
         PkiError::File { problem, .. } => problem,
@@ -863,9 +993,13 @@ fn read_intermediate(dir: &CaDir, root: &Certificate) -> Result<Certificate, Str
     if !x509::is_issued_by(&certificate.der, &root.der) {
         return Err("was not issued by root.pem".to_owned());
     }
-    match read_key(&dir.intermediate_key()) {
-        Ok(key) if key_hash(&key) != certificate.facts.key => {
+    match read_key(&dir.intermediate_key(), passphrase) {
+        Ok((key, _)) if key_hash(&key) != certificate.facts.key => {
             Err("does not belong to intermediate.key".to_owned())
+        }
+        Ok((key, AtRest::Encrypted)) => {
+            *opened = Some(Arc::new(key));
+            Ok(certificate)
         }
         Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Err("has no intermediate.key beside it".to_owned())
@@ -875,30 +1009,63 @@ fn read_intermediate(dir: &CaDir, root: &Certificate) -> Result<Certificate, Str
     }
 }
 
-fn read_key(path: &Path) -> Result<Zeroizing<KeyPair>, PkiError> {
-    const CURE: &str =
-        "expected one unencrypted private key in PEM, as `claviger ca init` wrote it";
+/// How a key lies on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AtRest {
+    Plain,
+    Encrypted,
+}
+
+fn read_key(
+    path: &Path,
+    passphrase: Option<&Passphrase>,
+) -> Result<(Zeroizing<KeyPair>, AtRest), PkiError> {
+    const CURE: &str = "expected one private key in PEM, as `claviger ca init` wrote it";
+    const UNUSABLE: &str = "holds a private key that cannot be used";
     let pem = read_bounded(path, KEY_BYTES_MAX, Privacy::NotWorld)?;
+    if let Some(sealed) = x509::encrypted_key_from_pem(&pem) {
+        let Some(passphrase) = passphrase else {
+            return Err(PkiError::file(
+                path,
+                "is encrypted, and no passphrase was given",
+                "name it by `passphrase` in [ca], or by --passphrase: `file:///path`, \
+                 `credential://NAME` or `env://NAME`",
+            ));
+        };
+        let der = passphrase.open(&sealed).map_err(|sealed| {
+            let (problem, cure) = sealed.explain();
+            PkiError::file(path, problem, cure)
+        })?;
+        let der = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(der.to_vec())));
+        // A passphrase that is wrong leaves, once in 256 times, a padding that looks right.
+        let (problem, cure) = Sealed::Wrong.explain();
+        return KeyPair::try_from(&*der)
+            .map(|key| (Zeroizing::new(key), AtRest::Encrypted))
+            .map_err(|_| PkiError::file(path, problem, cure));
+    }
     let der = PrivateKeyDer::from_pem_slice(&pem)
         .map(Zeroizing::new)
         .map_err(|_| PkiError::file(path, "holds no private key", CURE))?;
     KeyPair::try_from(&*der)
-        .map(Zeroizing::new)
-        .map_err(|_| PkiError::file(path, "holds a private key that cannot be used", CURE))
+        .map(|key| (Zeroizing::new(key), AtRest::Plain))
+        .map_err(|_| PkiError::file(path, UNUSABLE, CURE))
 }
 
 fn key_hash(key: &KeyPair) -> x509::KeyHash {
     x509::key_hash(&key.subject_public_key_info())
 }
 
-fn key_pem(key: &KeyPair) -> Zeroizing<String> {
-    x509::key_to_pem(key.serialized_der())
+fn key_pem(key: &KeyPair, passphrase: Option<&Passphrase>) -> Result<Zeroizing<String>, PkiError> {
+    match passphrase {
+        None => Ok(x509::key_to_pem(key.serialized_der())),
+        Some(passphrase) => passphrase.seal(key.serialized_der()),
+    }
 }
 
 fn write_intermediate(
     dir: &CaDir,
     certificate: &Certificate,
-    key: &KeyPair,
+    key_pem: &str,
     state: &mut State,
     now: SystemTime,
 ) -> Result<(), PkiError> {
@@ -912,7 +1079,7 @@ fn write_intermediate(
     dir.write_state(state)?;
     write_atomic(
         &dir.intermediate_key(),
-        key_pem(key).as_bytes(),
+        key_pem.as_bytes(),
         KEY_MODE,
         Existing::Replace,
     )?;

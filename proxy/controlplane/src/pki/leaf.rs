@@ -18,33 +18,37 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
 use zeroize::Zeroizing;
 
-use super::PkiError;
 use super::authority::KeyType;
 use super::name::HostName;
 use super::x509;
+use super::{CertificateKind, Expiry, PkiError};
 
 /// Leaves by the names that they hold, kept across reloads.
 #[derive(Debug)]
 pub struct LeafStore {
     issuer: Arc<LeafIssuer>,
+    life: Duration,
     leaves: HashMap<(Vec<String>, KeyType), Leaf>,
 }
 
 impl LeafStore {
-    /// An empty store.
-    pub fn new(issuer: LeafIssuer) -> LeafStore {
+    /// An empty store, whose leaves shall live for `life`.
+    pub fn new(issuer: LeafIssuer, life: Duration) -> LeafStore {
         LeafStore {
             issuer: Arc::new(issuer),
+            life,
             leaves: HashMap::new(),
         }
     }
 
-    /// Issues from here on with another intermediate. Leaves of the former one are dropped, so
-    /// that the next [`LeafStore::leaf`] makes them anew; nothing changes if it is the same one.
-    pub fn replace_issuer(&mut self, issuer: LeafIssuer) {
-        if issuer.intermediate != self.issuer.intermediate {
+    /// Issues from here on with another intermediate, or for another life. Former leaves are
+    /// dropped then, so that the next [`LeafStore::leaf`] makes them anew; nothing changes if both
+    /// are the same.
+    pub fn replace_issuer(&mut self, issuer: LeafIssuer, life: Duration) {
+        if issuer.intermediate != self.issuer.intermediate || life != self.life {
             self.leaves.clear();
         }
+        self.life = life;
         self.issuer = Arc::new(issuer);
     }
 
@@ -67,7 +71,7 @@ impl LeafStore {
         {
             return Ok(Arc::clone(&leaf.certified));
         }
-        match self.issuer.issue(hosts, key_type, LEAF_DAYS_DEFAULT, now) {
+        match self.issuer.issue(hosts, key_type, self.life, now) {
             Ok(leaf) => {
                 let certified = Arc::clone(&leaf.certified);
                 self.leaves.insert(id, leaf);
@@ -102,6 +106,16 @@ impl LeafStore {
         self.leaves.values().map(|leaf| leaf.not_after).min()
     }
 
+    /// Until when each leaf serves.
+    pub fn expiries(&self) -> impl Iterator<Item = Expiry> {
+        self.leaves.iter().map(|((hosts, _), leaf)| Expiry {
+            kind: CertificateKind::Leaf,
+            name: hosts.first().cloned().unwrap_or_default(),
+            not_before: leaf.made,
+            not_after: leaf.not_after,
+        })
+    }
+
     /// Forgets leaves whose names are no longer configured.
     pub fn retain(&mut self, hosts_in_use: impl Fn(&[String]) -> bool) {
         self.leaves.retain(|(hosts, _), _| hosts_in_use(hosts));
@@ -113,7 +127,7 @@ pub struct LeafIssuer {
     intermediate: CertificateDer<'static>,
     permitted: Vec<String>,
     not_after: SystemTime,
-    key: Zeroizing<KeyPair>,
+    key: Arc<Zeroizing<KeyPair>>,
 }
 
 impl LeafIssuer {
@@ -121,7 +135,7 @@ impl LeafIssuer {
     pub(super) fn new(
         intermediate: CertificateDer<'static>,
         facts: &x509::Facts,
-        key: Zeroizing<KeyPair>,
+        key: Arc<Zeroizing<KeyPair>>,
     ) -> LeafIssuer {
         LeafIssuer {
             intermediate,
@@ -131,7 +145,7 @@ impl LeafIssuer {
         }
     }
 
-    /// Makes a certificate for these names, valid for `days` (less if the intermediate ends
+    /// Makes a certificate for these names, valid for `life` (less if the intermediate ends
     /// earlier), dated back by an hour for callers whose clocks are slow.
     ///
     /// # Errors
@@ -141,10 +155,10 @@ impl LeafIssuer {
         &self,
         hosts: &[String],
         key_type: KeyType,
-        days: u32,
+        life: Duration,
         now: SystemTime,
     ) -> Result<Leaf, PkiError> {
-        let made = self.make(hosts, key_type, days, now)?;
+        let made = self.make(hosts, key_type, life, now)?;
         let der = Zeroizing::new(PrivateKeyDer::from(PrivatePkcs8KeyDer::from(
             made.key.serialized_der().to_vec(),
         )));
@@ -155,6 +169,7 @@ impl LeafIssuer {
             .map_err(PkiError::tls("match the new key with its certificate"))?;
         Ok(Leaf {
             certified: Arc::new(certified),
+            made: now,
             not_after: made.not_after,
             renew_at: renew_at(now, made.not_after),
         })
@@ -165,7 +180,7 @@ impl LeafIssuer {
         &self,
         hosts: &[String],
         key_type: KeyType,
-        days: u32,
+        life: Duration,
         now: SystemTime,
     ) -> Result<MadeLeaf, PkiError> {
         // In the order given: the first one is the name that a person reads.
@@ -201,7 +216,6 @@ impl LeafIssuer {
             });
         }
         let key = key_type.generate_leaf_key()?;
-        let life = Duration::from_secs(u64::from(days.max(1)) * 86_400);
         let not_after = self.not_after.min(now + life);
 
         let mut params = CertificateParams::default();
@@ -238,7 +252,7 @@ impl LeafIssuer {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
 
-        let issuer = Issuer::from_ca_cert_der(&self.intermediate, &*self.key)
+        let issuer = Issuer::from_ca_cert_der(&self.intermediate, &**self.key)
             .map_err(PkiError::crypto("read the intermediate certificate"))?;
         let leaf = params
             .signed_by(&*key, &issuer)
@@ -265,6 +279,8 @@ impl fmt::Debug for LeafIssuer {
 pub struct Leaf {
     /// Leaf and intermediate (not the root, which callers have), and the signing key.
     pub certified: Arc<CertifiedKey>,
+    /// When it was made; it is dated back a little.
+    pub made: SystemTime,
     /// End of its validity.
     pub not_after: SystemTime,
     /// When to make the next one: after two thirds of its life.
@@ -307,9 +323,11 @@ pub(super) fn random_serial() -> Result<SerialNumber, PkiError> {
 
 /// Life of a leaf unless asked otherwise.
 pub const LEAF_DAYS_DEFAULT: u32 = 30;
+/// The same, as the time that it is.
+pub const LEAF_LIFE_DEFAULT: Duration = Duration::from_secs(LEAF_DAYS_DEFAULT as u64 * 86_400);
 /// Certificates are dated back by this, so that a caller with a slow clock accepts a new one.
 pub(super) const BACKDATE: Duration = Duration::from_secs(3600);
 /// A leaf is not made anew more often, even when the intermediate's end shortens its life.
-const RENEW_INTERVAL_MIN: Duration = Duration::from_secs(600);
+const RENEW_INTERVAL_MIN: Duration = Duration::from_secs(10);
 /// A longer first name leaves the subject empty (X.520, ub-common-name).
 const COMMON_NAME_BYTES_MAX: usize = 64;

@@ -16,8 +16,10 @@
 
 pub mod authority;
 mod error;
+pub mod expiry;
 pub mod leaf;
 mod name;
+mod sealed;
 mod store;
 pub mod tls;
 pub mod verify;
@@ -25,7 +27,9 @@ mod x509;
 
 pub use authority::{Authority, Coverage, Ensured, KeyType};
 pub use error::PkiError;
-pub use leaf::{LEAF_DAYS_DEFAULT, Leaf, LeafIssuer, LeafStore};
+pub use expiry::{CertificateKind, Expiry, ExpiryState};
+pub use leaf::{LEAF_DAYS_DEFAULT, LEAF_LIFE_DEFAULT, Leaf, LeafIssuer, LeafStore};
+pub use sealed::Passphrase;
 pub use tls::{
     LoadedKey, Roots, ServerTls, Ticketers, client_config, client_config_showing,
     load_certified_key, load_crls, provider, server_config,

@@ -176,6 +176,11 @@ impl CaDir {
         write_atomic(&self.state_json(), &text, CERT_MODE, Existing::Replace)
     }
 
+    /// Where private keys may be.
+    pub(super) fn keys(&self) -> Vec<PathBuf> {
+        vec![self.root_key(), self.intermediate_key()]
+    }
+
     fn files(&self) -> [PathBuf; 5] {
         [
             self.root_pem(),

@@ -33,7 +33,7 @@ use super::store::{
 };
 use super::verify::UpstreamVerifier;
 use super::x509;
-use super::{OwnCa, PkiError};
+use super::{CertificateKind, Expiry, OwnCa, PkiError};
 
 /// The one cryptographic provider of the process.
 pub fn provider() -> Arc<CryptoProvider> {
@@ -393,6 +393,23 @@ impl Roots {
                 .anchors
                 .iter()
                 .any(|(der, anchor)| own_ca.owns_anchor(der, anchor))
+    }
+
+    /// Until when each certificate serves, of those that are not our own.
+    pub fn expiries(&self, kind: CertificateKind, file: &Path) -> Vec<Expiry> {
+        let facts = self
+            .0
+            .anchors
+            .iter()
+            .filter_map(|(der, _)| x509::facts(der).ok());
+        facts
+            .map(|facts| Expiry {
+                kind,
+                name: format!("{}: {}", file.display(), facts.subject),
+                not_before: facts.not_before,
+                not_after: facts.not_after,
+            })
+            .collect()
     }
 
     /// All of them as a store, to verify client certificates with ([`ServerTls::client_ca`]).

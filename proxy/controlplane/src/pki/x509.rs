@@ -28,6 +28,8 @@ pub(super) struct Facts {
     /// Permitted DNS subtrees; empty if there is no such constraint.
     pub permitted: Vec<String>,
     pub is_ca: bool,
+    /// The common name of the subject, or all of the subject if it has none.
+    pub subject: String,
 }
 
 /// When the next revocation list is due. `Err` says that this is none.
@@ -70,6 +72,10 @@ pub(super) fn facts(der: &CertificateDer<'_>) -> Result<Facts, &'static str> {
         dns_names,
         permitted,
         is_ca: cert.is_ca(),
+        subject: match cert.subject().iter_common_name().next() {
+            Some(name) => name.as_str().unwrap_or_default().to_owned(),
+            None => cert.subject().to_string(),
+        },
     })
 }
 
@@ -120,6 +126,15 @@ pub(super) fn day(when: SystemTime) -> String {
         .unwrap_or_else(|_| "a day beyond the calendar".to_owned())
 }
 
+/// The minute in UTC, for messages.
+pub(super) fn moment(when: SystemTime) -> String {
+    OffsetDateTime::from(when)
+        .format(format_description!(
+            "[year]-[month]-[day] [hour]:[minute] UTC"
+        ))
+        .unwrap_or_else(|_| "a day beyond the calendar".to_owned())
+}
+
 /// Seconds since 1970, as certificates count.
 pub(super) fn system_time(unix: i64) -> SystemTime {
     let span = Duration::from_secs(unix.unsigned_abs());
@@ -151,6 +166,22 @@ pub(super) fn key_to_pem(der: &[u8]) -> Zeroizing<String> {
     text
 }
 
+/// A private key under a passphrase (`EncryptedPrivateKeyInfo`) as text.
+pub(super) fn encrypted_key_to_pem(der: &[u8]) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::new());
+    write_pem(ENCRYPTED_KEY, der, &mut text);
+    text
+}
+
+/// The `EncryptedPrivateKeyInfo` of a PEM file; `None` if there is none in it.
+pub(super) fn encrypted_key_from_pem(content: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(content).ok()?;
+    let (_, rest) = text.split_once(&format!("-----BEGIN {ENCRYPTED_KEY}-----"))?;
+    let (body, _) = rest.split_once(&format!("-----END {ENCRYPTED_KEY}-----"))?;
+    let base64: String = body.split_ascii_whitespace().collect();
+    STANDARD.decode(base64).ok()
+}
+
 fn write_pem(label: &str, der: &[u8], text: &mut String) {
     let base64 = Zeroizing::new(STANDARD.encode(der));
     // All room at once: a string that grows leaves copies behind that nobody wipes.
@@ -166,6 +197,8 @@ fn write_pem(label: &str, der: &[u8], text: &mut String) {
     text.push_str(&format!("-----END {label}-----\n"));
 }
 
+/// RFC 7468, 11.
+const ENCRYPTED_KEY: &str = "ENCRYPTED PRIVATE KEY";
 /// RFC 7468, 2: lines of exactly 64 characters, save the last.
 const LINE: usize = 64;
 

@@ -41,6 +41,7 @@ const QUEUE_CEILING: u64 = 1 << 16;
 pub fn check(file: &File) -> (Draft, Report) {
     let mut checker = Checker::new(file);
     let (settings, limits, dns_tls) = checker.settings();
+    let ca_passphrase = checker.ca_passphrase();
     let listeners = checker.listeners();
     checker.upstreams(&listeners);
     checker.credentials();
@@ -82,6 +83,7 @@ pub fn check(file: &File) -> (Draft, Report) {
                 .map(|user| file.place_of(server, &user.span))
         }),
         ca_place: file.ca.as_ref().map(|ca| file.place(ca)),
+        ca_passphrase,
         dns_tls,
     };
     (draft, all)

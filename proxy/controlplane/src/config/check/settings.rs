@@ -10,10 +10,12 @@ use wire::head::HeadLimits;
 use super::{BODY_RATE_CEILING, CONNECTIONS_CEILING, Checker};
 use crate::config::file;
 use crate::config::file::{DnsProtocol, LogFormat, LogLevel, MemoryLock};
-use crate::config::report::Problem;
+use crate::config::report::{Place, Problem};
 use crate::config::settings::{AuditSettings, LogSettings, Settings};
 use crate::config::written::{Workers, Written};
+use crate::credentials::SecretRef;
 use crate::names::{DnsSettings, Server};
+use crate::pki::LEAF_LIFE_DEFAULT;
 
 impl Checker<'_> {
     pub(super) fn settings(&mut self) -> (Settings, ServerLimits, bool) {
@@ -144,6 +146,7 @@ impl Checker<'_> {
         let ca_dir = self
             .path(ca, &ca.map_or(&none, |item| &item.fields).directory)
             .unwrap_or_else(|| state_dir.join("ca"));
+        let leaf_life = self.leaf_life();
 
         let none = file::Log::default();
         let log = file.log.as_ref().map_or(&none, |item| &item.fields);
@@ -215,6 +218,7 @@ impl Checker<'_> {
             group: fields.group.as_ref().map(|group| group.value.clone()),
             state_dir,
             ca_dir,
+            leaf_life,
             memory_lock: fields
                 .memory_lock
                 .as_ref()
@@ -225,6 +229,33 @@ impl Checker<'_> {
             watch_paths: file.watch_paths(),
         };
         (settings, limits, dns_tls)
+    }
+
+    fn leaf_life(&mut self) -> Duration {
+        let Some(ca) = &self.file.ca else {
+            return LEAF_LIFE_DEFAULT;
+        };
+        let Some(written) = &ca.fields.leaf_lifetime else {
+            return LEAF_LIFE_DEFAULT;
+        };
+        if written.value.0 < LEAF_LIFE_MIN {
+            let place = self.file.place_of(ca, &written.span);
+            self.push(
+                Problem::error("`leaf_lifetime` is too short")
+                    .at(place)
+                    .expected("at least \"30s\"; \"1d\" and more for daily use"),
+            );
+        }
+        written.value.0
+    }
+
+    /// What the internal CA's keys are encrypted under.
+    pub(super) fn ca_passphrase(&mut self) -> Option<(SecretRef, Place)> {
+        let ca = self.file.ca.as_ref()?;
+        let written = ca.fields.passphrase.as_ref()?;
+        let place = self.file.place_of(ca, &written.span);
+        let reference = self.reference(place.clone(), &written.value)?;
+        Some((reference, place))
     }
 
     fn dns(&mut self) -> (DnsSettings, bool) {
@@ -308,6 +339,9 @@ impl Checker<'_> {
         (settings, tls)
     }
 }
+
+/// A shorter life is an error: the next certificate has to be in force before the former ends.
+const LEAF_LIFE_MIN: Duration = Duration::from_secs(30);
 
 /// Bytes of a request head that may be configured at most. Each connection that
 /// reads a head may hold that much.

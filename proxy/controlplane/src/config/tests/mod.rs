@@ -27,6 +27,7 @@ impl House {
             hosts: Vec::new(),
             key_type: crate::pki::KeyType::Ecdsa,
             force: false,
+            passphrase: None,
             now: SystemTime::now(),
         })
         .expect("a CA");

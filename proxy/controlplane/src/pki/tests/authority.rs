@@ -10,7 +10,7 @@ use super::{Ca, DAY, init_options, run, strings};
 use crate::pki::authority::{
     Authority, Ensured, ExportOptions, InitOptions, IssueOptions, KeyType, export, init, issue,
 };
-use crate::pki::{LeafStore, PkiError};
+use crate::pki::{LEAF_LIFE_DEFAULT, LeafStore, PkiError};
 
 #[test]
 fn init_writes_private_files_and_never_overwrites_by_chance() {
@@ -181,7 +181,7 @@ fn the_intermediate_follows_the_hosts_where_the_root_key_is() {
     fs::rename(&offline, &key).unwrap();
 
     // Another process had loaded the directory before.
-    let mut stale = Authority::load(ca.dir.path()).unwrap();
+    let mut stale = Authority::load(ca.dir.path(), None).unwrap();
     let ensured = ca.authority.ensure_intermediate(&both, now).unwrap();
     assert!(matches!(ensured, Ensured::Reissued { .. }), "{ensured}");
     assert_eq!(
@@ -192,7 +192,7 @@ fn the_intermediate_follows_the_hosts_where_the_root_key_is() {
         stale.ensure_intermediate(&both, now),
         Ok(Ensured::Kept { .. })
     ));
-    let reloaded = Authority::load(ca.dir.path()).unwrap();
+    let reloaded = Authority::load(ca.dir.path(), None).unwrap();
     assert_eq!(
         reloaded.intermediate_permitted(),
         ca.authority.intermediate_permitted()
@@ -277,7 +277,7 @@ fn a_torn_intermediate_is_made_again() {
     ];
     for (problem, tear) in tear {
         tear();
-        let mut authority = Authority::load(ca.dir.path()).unwrap();
+        let mut authority = Authority::load(ca.dir.path(), None).unwrap();
         let error = authority.leaf_issuer().unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
         assert_eq!(authority.coverage(&hosts).outside_intermediate, hosts);
@@ -288,7 +288,7 @@ fn a_torn_intermediate_is_made_again() {
         authority
             .leaf_issuer()
             .unwrap()
-            .issue(&hosts, KeyType::Ecdsa, 30, now)
+            .issue(&hosts, KeyType::Ecdsa, LEAF_LIFE_DEFAULT, now)
             .unwrap();
     }
 }
@@ -304,7 +304,7 @@ fn many_hosts_do_not_make_a_long_handshake() {
         Ok(Ensured::Kept { .. })
     ));
     fs::remove_file(ca.dir.path().join("intermediate.pem")).unwrap();
-    let mut authority = Authority::load(ca.dir.path()).unwrap();
+    let mut authority = Authority::load(ca.dir.path(), None).unwrap();
     authority
         .ensure_intermediate(&hosts, SystemTime::now())
         .unwrap();
@@ -314,7 +314,7 @@ fn many_hosts_do_not_make_a_long_handshake() {
 #[test]
 fn load_tells_what_is_missing() {
     let dir = tempfile::tempdir().unwrap();
-    let error = Authority::load(dir.path()).unwrap_err().to_string();
+    let error = Authority::load(dir.path(), None).unwrap_err().to_string();
     assert!(
         error.contains("root.pem") && error.contains("claviger ca init --permit"),
         "{error}"
@@ -323,7 +323,7 @@ fn load_tells_what_is_missing() {
     fs::copy(ca.path("intermediate.pem"), dir.path().join("root.pem")).unwrap();
     // Another machine's root without its key is fine to load, to check names against.
     fs::copy(ca.path("root.pem"), dir.path().join("root.pem")).unwrap();
-    let authority = Authority::load(dir.path()).unwrap();
+    let authority = Authority::load(dir.path(), None).unwrap();
     assert!(authority.intermediate_not_after().is_none());
     // An ordinary certificate is no root.
     let key = rcgen::KeyPair::generate().unwrap();
@@ -333,7 +333,7 @@ fn load_tells_what_is_missing() {
         plain.self_signed(&key).unwrap().pem(),
     )
     .unwrap();
-    let error = Authority::load(dir.path()).unwrap_err().to_string();
+    let error = Authority::load(dir.path(), None).unwrap_err().to_string();
     assert!(
         error.contains("is not a root with permitted domains"),
         "{error}"
@@ -374,7 +374,7 @@ fn issue_writes_a_chain_and_a_private_key() {
         out.path().join("wildcard.www.example.com.pem")
     );
     assert!(report.to_string().contains("re-issued"), "{report}");
-    let authority = Authority::load(ca.dir.path()).unwrap();
+    let authority = Authority::load(ca.dir.path(), None).unwrap();
     assert_eq!(
         authority.intermediate_permitted(),
         ["api.example.com", "www.example.com"]
@@ -447,7 +447,7 @@ fn export_gives_the_root_alone() {
 #[test]
 fn leaves_are_kept_renewed_and_forgotten() {
     let ca = Ca::new(&["example.com"], &[]);
-    let mut store = LeafStore::new(ca.authority.leaf_issuer().unwrap());
+    let mut store = LeafStore::new(ca.authority.leaf_issuer().unwrap(), LEAF_LIFE_DEFAULT);
     let now = SystemTime::now();
     let api = strings(&["api.example.com"]);
     assert!(!store.renew_due(now) && store.next_renewal().is_none());
@@ -473,12 +473,12 @@ fn leaves_are_kept_renewed_and_forgotten() {
     ));
 
     // The same issuer keeps the leaves, another one does not.
-    let mut store = LeafStore::new(ca.authority.leaf_issuer().unwrap());
+    let mut store = LeafStore::new(ca.authority.leaf_issuer().unwrap(), LEAF_LIFE_DEFAULT);
     let kept = leaf(&mut store, now);
-    store.replace_issuer(ca.authority.leaf_issuer().unwrap());
+    store.replace_issuer(ca.authority.leaf_issuer().unwrap(), LEAF_LIFE_DEFAULT);
     assert!(Arc::ptr_eq(&kept, &leaf(&mut store, now)));
     let other = Ca::new(&["example.com"], &[]);
-    store.replace_issuer(other.authority.leaf_issuer().unwrap());
+    store.replace_issuer(other.authority.leaf_issuer().unwrap(), LEAF_LIFE_DEFAULT);
     assert!(store.next_renewal().is_none());
     assert!(!Arc::ptr_eq(&kept, &leaf(&mut store, now)));
     store.retain(|_| false);
@@ -503,7 +503,7 @@ fn serials_are_random_and_debug_shows_no_key() {
         .issue(
             &strings(&["api.example.com"]),
             KeyType::Ecdsa,
-            30,
+            LEAF_LIFE_DEFAULT,
             SystemTime::now(),
         )
         .unwrap();

@@ -17,7 +17,7 @@ use rustls::{CertificateError, RootCertStore};
 
 use super::{Ca, run, serve_once, strings};
 use crate::pki::authority::KeyType;
-use crate::pki::leaf::LEAF_DAYS_DEFAULT;
+use crate::pki::leaf::LEAF_LIFE_DEFAULT;
 use crate::pki::{ServerTls, server_config, x509};
 
 /// A chain, leaf first, and what the name on the leaf is.
@@ -122,7 +122,7 @@ fn issued(ca: &Ca, key_type: KeyType, hosts: &[&str]) -> Chain {
         .make(
             &strings(hosts),
             key_type,
-            LEAF_DAYS_DEFAULT,
+            LEAF_LIFE_DEFAULT,
             SystemTime::now(),
         )
         .unwrap();

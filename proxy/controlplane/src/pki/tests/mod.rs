@@ -17,7 +17,7 @@ use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use tempfile::TempDir;
 
 use super::authority::{Authority, InitOptions, KeyType, init};
-use super::leaf::LEAF_DAYS_DEFAULT;
+use super::leaf::LEAF_LIFE_DEFAULT;
 
 /// An authority in a directory of its own.
 struct Ca {
@@ -37,7 +37,7 @@ impl Ca {
             ..init_options(dir.path(), permit, hosts)
         })
         .unwrap();
-        let authority = Authority::load(dir.path()).unwrap();
+        let authority = Authority::load(dir.path(), None).unwrap();
         Ca { dir, authority }
     }
 
@@ -59,7 +59,7 @@ impl Ca {
         let issuer = self.authority.leaf_issuer().unwrap();
         let now = SystemTime::now();
         issuer
-            .issue(&strings(hosts), key_type, LEAF_DAYS_DEFAULT, now)
+            .issue(&strings(hosts), key_type, LEAF_LIFE_DEFAULT, now)
             .unwrap()
             .certified
     }
@@ -72,6 +72,7 @@ fn init_options(dir: &Path, permit: &[&str], hosts: &[&str]) -> InitOptions {
         hosts: strings(hosts),
         key_type: KeyType::Ecdsa,
         force: false,
+        passphrase: None,
         now: SystemTime::now(),
     }
 }

@@ -10,7 +10,9 @@ use rustls::{CertificateError, Error, HandshakeKind, ServerConfig};
 use super::{Ca, Failed, handshake, strings};
 use crate::pki::authority::{Authority, IssueOptions, init, issue};
 use crate::pki::tls::Ticketers;
-use crate::pki::{OwnCa, Roots, ServerTls, client_config, own_ca_refused, server_config, x509};
+use crate::pki::{
+    LEAF_LIFE_DEFAULT, OwnCa, Roots, ServerTls, client_config, own_ca_refused, server_config, x509,
+};
 
 const API: &str = "api.example.com";
 
@@ -180,7 +182,7 @@ fn former_authorities_are_ours_too() {
     );
     options.out = Some(ours.dir.path().to_owned());
     issue(&options).unwrap();
-    ours.authority = Authority::load(ours.dir.path()).unwrap();
+    ours.authority = Authority::load(ours.dir.path(), None).unwrap();
     let store = system([&former_root, &theirs.root(), &former.cert[1]]);
     assert_eq!(
         connect(
@@ -194,7 +196,7 @@ fn former_authorities_are_ours_too() {
     let mut options = super::init_options(ours.dir.path(), &["example.com"], &[API]);
     options.force = true;
     init(&options).unwrap();
-    ours.authority = Authority::load(ours.dir.path()).unwrap();
+    ours.authority = Authority::load(ours.dir.path(), None).unwrap();
     assert_ne!(ours.root(), former_root);
     assert_eq!(
         connect(&store, &ours.authority.own_ca(), &serving(former)),
@@ -234,7 +236,12 @@ fn the_name_and_the_time_are_verified() {
     let past = std::time::SystemTime::now() - 40 * super::DAY;
     let expired = theirs.authority.leaf_issuer().unwrap();
     let expired = expired
-        .issue(&strings(&[API]), Default::default(), 30, past)
+        .issue(
+            &strings(&[API]),
+            Default::default(),
+            LEAF_LIFE_DEFAULT,
+            past,
+        )
         .unwrap();
     assert!(matches!(
         handshake(&client, &serving(expired.certified), API),
@@ -275,7 +282,7 @@ fn verifiers_are_shared_and_follow_the_authority() {
     let own = ours.authority.own_ca();
     let first = roots.verifier(&own).unwrap();
     // The same content, loaded again.
-    let again = Authority::load(ours.dir.path()).unwrap().own_ca();
+    let again = Authority::load(ours.dir.path(), None).unwrap().own_ca();
     assert!(Arc::ptr_eq(
         &first,
         &roots.clone().verifier(&again).unwrap()

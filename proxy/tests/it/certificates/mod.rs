@@ -1,0 +1,5 @@
+//! Certificates: where they come from, until when they serve, and what their keys lie under.
+
+mod at_rest;
+mod expiry;
+mod renewal;
