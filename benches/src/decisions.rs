@@ -58,7 +58,7 @@ fn denied(snapshot: Snapshot, bytes: Vec<u8>, reason: &'static str) -> Run {
     Box::new(
         move || match snapshot.authorize(LISTENER, &caller(HOST), black_box(&head)) {
             Verdict::Deny(denial) => assert_eq!(denial.reason, reason),
-            Verdict::Allow(_) => panic!("it is to be denied"),
+            Verdict::Allow(_) | Verdict::Greet => panic!("it is to be denied"),
         },
     )
 }

@@ -118,7 +118,7 @@ impl Done {
                 permit.inject("", &head, framing, None, false, &mut plan);
                 permit.index()
             }
-            policy::Verdict::Deny(denial) => panic!("{denial:?}"),
+            refused => panic!("{refused:?}"),
         };
         Self {
             snapshot,

@@ -31,7 +31,7 @@ fn exchange() -> Run {
         let framing = framing::of_request(&request).expect("one length");
         let permit = match snapshot.authorize(LISTENER, &caller(HOST), &request) {
             Verdict::Allow(permit) => permit,
-            Verdict::Deny(denial) => panic!("{denial:?}"),
+            refused => panic!("{refused:?}"),
         };
         let outbound = permit.inject("", &request, framing, None, false, &mut request_plan);
         let mut slices = Vec::with_capacity(24);

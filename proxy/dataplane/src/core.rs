@@ -13,6 +13,7 @@ use crate::addresses::Failures;
 use crate::balance::Burden;
 use crate::buffer::FreeList;
 use crate::complaint::Complaints;
+use crate::hubs::Hubs;
 use crate::ledger::Ledger;
 use crate::pool::ConnectionPool;
 use crate::tick::Tick;
@@ -32,6 +33,7 @@ pub struct Core {
     pub buffers: Rc<FreeList>,
     pub pool: ConnectionPool,
     pub failures: Failures,
+    pub hubs: Hubs,
     pub ledger: Ledger,
     pub complaints: Complaints,
     /// How busy this core is, and who could help.
@@ -81,6 +83,7 @@ impl Core {
             buffers: Rc::default(),
             pool: ConnectionPool::default(),
             failures: Failures::default(),
+            hubs: Hubs::default(),
             ledger,
             complaints: Complaints::default(),
             burden: Burden::default(),

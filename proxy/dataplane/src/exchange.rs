@@ -139,11 +139,18 @@ pub async fn run(
     // Decided after the wait, and by what is in force now.
     let view = core.view();
     draft.borrow_mut().view = Some(Rc::clone(&view));
-    let permit = match view.authorize(&peer.listener, &peer.caller(), &desk.request) {
+    let verdict = view.authorize(&peer.listener, &peer.caller(), &desk.request);
+    let mut permit = match verdict {
         Verdict::Allow(permit) => permit,
-        Verdict::Deny(denial) => {
-            draft.borrow_mut().deny(&denial);
-            return exchange.refuse(desk, &Problem::from(&denial), rest).await;
+        refused => {
+            let problem = match refused {
+                Verdict::Deny(denial) => {
+                    draft.borrow_mut().deny(&denial);
+                    Problem::from(&denial)
+                }
+                _ => GREETING,
+            };
+            return exchange.refuse(desk, &problem, rest).await;
         }
     };
     let route = permit.route();
@@ -162,7 +169,7 @@ pub async fn run(
     if route.audit_required && !core.ledger.reserve(&mut draft.borrow_mut()) {
         return exchange.refuse(desk, &AUDIT_UNAVAILABLE, rest).await;
     }
-    let next = exchange.proxy(desk, &permit, framing, rest).await;
+    let next = exchange.proxy(desk, &mut permit, framing, rest).await;
     core.ledger
         .end(&mut draft.borrow_mut(), Some(&desk.request_plan));
     next
@@ -253,6 +260,8 @@ async fn read_head(core: &Core, down: &mut Transport, desk: &mut Desk) -> Result
     }
 }
 
+/// To an edge that asks whether its hub is there. It has no body and leaves no record.
+const GREETING: Problem = Problem::new(204, "edge_greeted", Refuser::Claviger, "");
 const BODY_TOO_LARGE: Problem = Problem::new(
     413,
     "body_too_large",
@@ -404,6 +413,9 @@ impl Exchange<'_> {
                 Ok(bytes) => draft.bytes_out = bytes,
                 Err(_) => draft.status = 0,
             }
+            if problem.status == GREETING.status {
+                self.core.ledger.forget(&mut draft);
+            }
             self.core.ledger.end(&mut draft, Some(&desk.request_plan));
         }
         desk.request.finish(consumed);
@@ -440,12 +452,13 @@ impl Exchange<'_> {
     async fn proxy(
         &mut self,
         desk: &mut Desk,
-        permit: &Permit<'_>,
+        permit: &mut Permit<'_>,
         framing: BodyFraming,
         rest: Rest,
     ) -> Next {
         let core = self.core;
         let mut tried_again = false;
+        let mut hubs_tried = 0;
         loop {
             let purpose = if tried_again {
                 Purpose::SecondTry
@@ -454,15 +467,24 @@ impl Exchange<'_> {
             };
             let asked = rt::now();
             let caller = self.draft.borrow().client.ip();
-            let leased =
-                pool::lease(core, permit.pool_key(), permit.upstream(), purpose, caller).await;
+            let leased = match core.hubs.choose(permit, hubs_tried) {
+                false => Err(LeaseError::NoHub),
+                true => {
+                    pool::lease(core, permit.pool_key(), permit.upstream(), purpose, caller).await
+                }
+            };
             self.draft.borrow_mut().upstream_wait += rt::now() - asked;
             let mut lease = match leased {
                 Ok(lease) => lease,
+                Err(error) if core.hubs.is_loss(permit, &error) => {
+                    (hubs_tried, tried_again) = (hubs_tried + 1, false);
+                    continue;
+                }
                 Err(error) => return self.refuse(desk, &lease_problem(&error), rest).await,
             };
             {
                 let mut draft = self.draft.borrow_mut();
+                draft.way = permit.way();
                 draft.upstream_address = Some(lease.address());
                 draft.injected = permit.credential().is_some();
             }
@@ -486,6 +508,7 @@ impl Exchange<'_> {
             match outcome {
                 Ok(answered) => {
                     core.failures.exchanged(lease.address());
+                    core.hubs.heard(permit, core.tick.now_ms());
                     return self.settle(desk, permit, lease, answered).await;
                 }
                 // The connection was closed while it was idle, as servers do. Again
@@ -500,6 +523,17 @@ impl Exchange<'_> {
                 {
                     core.count(Counter::upstream_retries);
                     tried_again = true;
+                }
+                // Not even a new connection brought an answer: another hub does the same.
+                Err(Failed::BeforeAnswer { nothing_sent, .. })
+                    if permit.upstream().is_hub
+                        && matches!(rest, Rest::AtHand(_))
+                        && (nothing_sent || may_repeat(&desk.request, permit))
+                        && self.within_retry_budget(&lease) =>
+                {
+                    core.count(Counter::upstream_retries);
+                    core.hubs.lose(permit);
+                    (hubs_tried, tried_again) = (hubs_tried + 1, false);
                 }
                 #[cfg(test)]
                 Err(failed) if crate::simulation::is(crate::simulation::Break::KeepsUnfinished) => {
@@ -1102,7 +1136,11 @@ impl Answer<'_, '_> {
                     response.buffer().extend_from_slice(chunk);
                     (chunk.len(), ())
                 }),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                // The kernel's own verdict, that nobody is there any more, is a closed connection.
+                Err(error)
+                    if error.kind() == io::ErrorKind::TimedOut
+                        && error.raw_os_error().is_none() =>
+                {
                     return Err(Failed::Unanswered(UPSTREAM_HEAD_TIMEOUT));
                 }
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {

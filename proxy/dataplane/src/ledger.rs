@@ -252,6 +252,12 @@ impl Ledger {
         draft.view = None;
     }
 
+    /// An exchange that nobody needs to know of: it called no API and was refused nothing.
+    pub fn forget(&self, draft: &mut Draft) {
+        draft.open = false;
+        draft.view = None;
+    }
+
     fn write(&self, draft: &Draft, event: &'static str, plan: Option<&Plan>) {
         let mut batch = self.batch.borrow_mut();
         draft.encode(event, plan, &mut batch.lines);

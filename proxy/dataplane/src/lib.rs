@@ -27,6 +27,7 @@ mod forward;
 #[cfg(any(test, feature = "fuzz"))]
 #[doc(hidden)]
 pub mod fuzz;
+mod hubs;
 mod ledger;
 mod listener;
 mod pool;

@@ -16,6 +16,7 @@ use policy::{Refuser, Upstream};
 use crate::addresses;
 use crate::complaint;
 use crate::core::Core;
+use crate::hubs;
 use crate::rt;
 use crate::session::Handshake;
 use crate::transport::Transport;
@@ -138,6 +139,8 @@ pub enum LeaseError {
     TimedOut,
     /// The machine had no descriptor, port or memory left for another connection.
     Local(io::Error),
+    /// The route leads to hubs, and none of them is in reach.
+    NoHub,
 }
 
 impl LeaseError {
@@ -198,6 +201,12 @@ impl LeaseError {
                 "This machine has no descriptor or port left for another connection; the log names the limit.",
                 Refuser::Claviger,
             ),
+            LeaseError::NoHub => (
+                503,
+                "hub_unreachable",
+                "This Claviger is an edge, and none of its hubs answers: the way there is cut, or the hub does not take this edge's certificate. The hub has not seen this request, or has not answered one that can be repeated.",
+                Refuser::Claviger,
+            ),
         }
     }
 }
@@ -247,8 +256,9 @@ impl ConnectionPool {
             if !bucket.warming
                 && now_ms >= bucket.warm_after_ms
                 && bucket.idle.len() < upstream.limits.idle_min
-                // Lent connections come back; they count.
-                && bucket.open < upstream.limits.idle_min
+                // Lent connections come back; they count, but for a hub, which is far away.
+                && (bucket.open < upstream.limits.idle_min
+                    || (upstream.is_hub && bucket.open < upstream.limits.connections_max))
                 && now_ms.saturating_sub(bucket.last_used_ms) < WARM_MS
             {
                 bucket.warming = true;
@@ -319,6 +329,15 @@ impl ConnectionPool {
             let before = bucket.idle.len();
             bucket.idle.retain(|idle| idle.address != address);
             bucket.open -= before - bucket.idle.len();
+        }
+    }
+
+    /// Closes what is idle of one pool.
+    pub fn close_idle(&self, key: PoolKey) {
+        if let Some(bucket) = self.buckets.borrow_mut().get_mut(&key) {
+            bucket.open -= bucket.idle.len();
+            bucket.idle.clear();
+            bucket.let_in();
         }
     }
 
@@ -442,7 +461,7 @@ impl Line<Grant> for LineOf {
 }
 
 /// Who asks for warmth.
-const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+pub const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// What a connection is wanted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -453,13 +472,17 @@ pub enum Purpose {
     SecondTry,
     /// Keeping the pool warm: a new connection, and no use of the pool.
     Warmth,
+    /// A question whether the upstream is there: an idle connection, or else a new one.
+    Check,
+    /// The same of one that seems not to be: a new connection, whatever else is being tried.
+    Probe,
 }
 
 /// Lends a connection: an idle one that is as it was left, or else a new one, or else the next
 /// one that becomes free within the upstream's `queue_timeout`, in turn with other callers.
 ///
 /// # Errors
-/// See [`LeaseError`]. A lease for warmth never waits.
+/// See [`LeaseError`]. Only a lease for a request waits for another one.
 pub async fn lease(
     core: &Rc<Core>,
     key: PoolKey,
@@ -489,12 +512,14 @@ pub async fn lease(
             bucket.upstream = Some(Arc::clone(upstream));
             bucket.connections_max = Some(upstream.limits.connections_max);
         }
-        while purpose == Purpose::Request
+        while matches!(purpose, Purpose::Request | Purpose::Check)
             && let Some(mut idle) = bucket.idle.pop_back()
         {
             idle.connection.watch().unwatch();
             if idle.connection.is_still_idle() {
-                core.count(Counter::upstream_reuses);
+                if purpose == Purpose::Request {
+                    core.count(Counter::upstream_reuses);
+                }
                 return Ok(Lease::reusing(core, key, idle));
             }
             bucket.open -= 1;
@@ -510,11 +535,12 @@ pub async fn lease(
                 }
                 None => true,
             };
-        if !is_full && !asks_already && bucket.queue.is_empty() {
+        let must_ask_first = asks_already && purpose != Purpose::Probe;
+        if !is_full && !must_ask_first && bucket.queue.is_empty() {
             bucket.open += 1;
             bucket.probing = bucket.is_down();
             (None, bucket.turn)
-        } else if purpose == Purpose::Warmth
+        } else if matches!(purpose, Purpose::Warmth | Purpose::Check | Purpose::Probe)
             || (bucket.queue.len() >= upstream.limits.queue_max
                 && !bucket.queue.displace(caller, Grant::Full))
         {
@@ -688,6 +714,10 @@ async fn open(
                 Some(_) => LeaseError::Local(error),
                 None => LeaseError::Connect(error),
             })?;
+        if upstream.is_hub {
+            // A connection that has died silently must not keep a request for minutes.
+            let _ = rt::fail_after_silence(socket.2, hubs::SILENCE_MAX);
+        }
         let handshake = Handshake::client(Arc::clone(&upstream.tls), upstream.tls_name.clone())
             .map_err(|error| LeaseError::Tls(io::Error::other(error)))?;
         let mut connection = Transport::new(socket, &core.tick, &core.buffers);
@@ -722,6 +752,11 @@ async fn open(
 /// Opens connections ahead of need for upstreams in use.
 pub fn keep_warm(core: &Rc<Core>) {
     for (key, upstream) in core.pool.cold(core.tick.now_ms()) {
+        if core.hubs.is_lost(key) {
+            // It is asked anyway, and has connections again with its first answer.
+            core.pool.warmed(key, true, core.tick.now_ms());
+            continue;
+        }
         let core = Rc::clone(core);
         rt::spawn(async move {
             let warmed = match lease(&core, key, &upstream, Purpose::Warmth, NOBODY).await {

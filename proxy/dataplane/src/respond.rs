@@ -103,7 +103,17 @@ pub async fn answer(
         },
         close = if close { "Connection: close\r\n" } else { "" },
     );
-    let body = if is_head { "" } else { &body };
+    // RFC 9110, section 15.3.5: it has no content, and no field that describes any.
+    let (head, body) = match problem.status {
+        204 => (
+            format!(
+                "HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\nClaviger-Request-Id: {request_id}\r\n{}\r\n",
+                if close { "Connection: close\r\n" } else { "" }
+            ),
+            "",
+        ),
+        _ => (head, if is_head { "" } else { &*body }),
+    };
     let mut outgoing = down.outgoing();
     outgoing.write(&[head.as_bytes(), body.as_bytes()])?;
     outgoing.flush(limit).await?;

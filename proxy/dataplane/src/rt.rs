@@ -789,14 +789,39 @@ fn accept_now(listener: &std::net::TcpListener) -> io::Result<RawSocket> {
     Ok(unsafe { RawSocket::from_raw_fd(accepted) })
 }
 
+/// Has a connection fail when the peer's machine is silent for so long: what was sent stays
+/// unacknowledged, or the kernel's own probes of an idle connection, which begin after two thirds of it.
+///
+/// # Errors
+/// Of the kernel.
+pub fn fail_after_silence(fd: RawFd, limit: Duration) -> io::Result<()> {
+    let ms = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    let idle = libc::c_int::try_from(limit.as_secs() * 2 / 3)
+        .unwrap_or(libc::c_int::MAX)
+        .max(1);
+    set_tcp(fd, libc::TCP_USER_TIMEOUT, ms)?;
+    set_tcp(fd, libc::TCP_KEEPIDLE, idle)?;
+    set_tcp(fd, libc::TCP_KEEPINTVL, 1)?;
+    set_option(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1)
+}
+
 /// Sets an option of TCP that is a number.
 fn set_tcp(fd: RawFd, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+    set_option(fd, libc::IPPROTO_TCP, option, value)
+}
+
+fn set_option(
+    fd: RawFd,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: libc::c_int,
+) -> io::Result<()> {
     // SAFETY: the pointer and the length describe `value`, which outlives the call.
     let set = unsafe {
         libc::setsockopt(
             fd,
-            libc::IPPROTO_TCP,
-            option,
+            level,
+            name,
             (&raw const value).cast(),
             size_of::<libc::c_int>() as libc::socklen_t,
         )

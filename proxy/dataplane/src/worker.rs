@@ -11,6 +11,7 @@ use policy::{AddressBook, Snapshot};
 
 use crate::balance::Cores;
 use crate::core::Core;
+use crate::hubs;
 use crate::ledger::Ledger;
 use crate::listener::{self, BoundListener, Handed};
 use crate::pool;
@@ -299,6 +300,7 @@ impl Worker {
                 Phase::Serving => {
                     core.burden.on_tick(&load, core.index);
                     pool::keep_warm(&core);
+                    hubs::tick(&core);
                 }
                 Phase::Retiring | Phase::Draining => {
                     for stop in stops.drain(..) {

@@ -18,9 +18,10 @@
 
 use std::net::IpAddr;
 
-use wire::head::{Field, FieldId, RequestHead};
+use wire::head::{Field, FieldId, Method, RequestHead, TargetForm};
 
-use crate::verdict::Denial;
+use crate::route::Route;
+use crate::verdict::{Denial, PoolKey};
 
 /// The host that the edge's caller asked for.
 pub const AUTHORITY_FIELD: &str = "Claviger-Authority";
@@ -79,6 +80,49 @@ impl Told {
                 .transpose()?,
         }))
     }
+}
+
+/// A question to a hub: is it there? Shows the edge's token where it has one, which is the hub's
+/// own: an API's key is never written without a [`Permit`](crate::Permit).
+pub struct Ping<'s> {
+    key: PoolKey,
+    head: String,
+    rendered: &'s [u8],
+}
+
+impl<'s> Ping<'s> {
+    /// For the hub at this way of a route; `None` where that is no hub.
+    pub fn of(route: &'s Route, way: usize) -> Option<Self> {
+        let (upstream, credential) = route.way(way);
+        upstream.is_hub.then(|| Self {
+            key: route.pool_key(way),
+            // RFC 9110, section 9.3.7: about the server as a whole, as a ping.
+            head: format!("OPTIONS * HTTP/1.1\r\nHost: {}\r\n", upstream.host),
+            rendered: credential.map_or(&[], |(_, credential)| credential.rendered()),
+        })
+    }
+
+    /// The pieces to be encrypted, for a connection of this pool.
+    ///
+    /// # Panics
+    /// When the connection belongs to another pool, as [`Outbound::slices`](crate::Outbound::slices).
+    pub fn slices(&self, lease: PoolKey) -> [&[u8]; 3] {
+        assert!(lease == self.key, "a hub's token was led to another pool");
+        [self.head.as_bytes(), self.rendered, b"\r\n"]
+    }
+}
+
+impl std::fmt::Debug for Ping<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ping({:?})", self.key)
+    }
+}
+
+/// Whether a request is such a question.
+pub(crate) fn is_ping(head: &RequestHead) -> bool {
+    head.form() == TargetForm::Asterisk
+        && head.method() == Method::Options
+        && !Told::is_spoken(head)
 }
 
 /// The fields of this name, in its own spelling alone: others are removed, and nobody reads them.

@@ -11,6 +11,7 @@ use crate::access::Callers;
 use crate::credential::Credential;
 use crate::forwarding::Forwarding;
 use crate::upstream::{CredentialId, Upstream};
+use crate::verdict::PoolKey;
 
 /// One route of one virtual host, with nothing left to decide.
 #[derive(Debug, Clone)]
@@ -109,6 +110,18 @@ impl Route {
         &self,
     ) -> impl Iterator<Item = (&Arc<Upstream>, Option<&(CredentialId, Arc<Credential>)>)> {
         (0..self.ways()).map(|at| self.way(at))
+    }
+
+    /// Which pool of connections serves a way.
+    ///
+    /// # Panics
+    /// When there is no such way.
+    pub fn pool_key(&self, way: usize) -> PoolKey {
+        let (upstream, credential) = self.way(way);
+        PoolKey {
+            upstream: upstream.id,
+            credential: credential.map(|(id, _)| *id),
+        }
     }
 
     /// The upstream of a way, counted from 0, and the credential for it.

@@ -14,7 +14,7 @@ use wire::scrub::Scrubber;
 use wire::target::{authority_host, percent_decode, readings};
 
 use crate::access::{Caller, KnownEdge, NamedCaller, contains};
-use crate::edge::Told;
+use crate::edge::{self, Told};
 use crate::forwarding::Origin;
 use crate::route::{Endpoint, Route, Split};
 use crate::searches::searches;
@@ -281,6 +281,17 @@ impl Snapshot {
         &self.host(index.host).routes[index.route]
     }
 
+    /// Every route with its index.
+    pub fn routes(&self) -> impl Iterator<Item = (RouteIndex, &Route)> {
+        self.hosts.iter().enumerate().flat_map(|(at, host)| {
+            let routes = host.routes.iter().enumerate();
+            routes.map(move |(route, found)| {
+                let host = HostIndex(at);
+                (RouteIndex { host, route }, found)
+            })
+        })
+    }
+
     /// Puts the parts together.
     ///
     /// # Errors
@@ -369,6 +380,11 @@ impl Snapshot {
         caller: &Caller<'_>,
         head: &RequestHead,
     ) -> Verdict<'s> {
+        if edge::is_ping(head)
+            && let Some(known) = self.greet(listener, caller, head)
+        {
+            return known.map_or_else(Verdict::Deny, |()| Verdict::Greet);
+        }
         let mut told = None;
         match self.decide(listener, caller, head, &mut told) {
             Ok(permit) => Verdict::Allow(permit.brought_by(told)),
@@ -493,6 +509,19 @@ impl Snapshot {
             true => Cow::Owned(asked_name(caller, head, told.as_deref())?),
         };
         Ok(permit.for_authority(authority))
+    }
+
+    /// Whether the request is an edge's question that this host answers, and whether it is
+    /// known here.
+    fn greet(
+        &self,
+        listener: &str,
+        caller: &Caller<'_>,
+        head: &RequestHead,
+    ) -> Option<Result<(), Denial>> {
+        let host = self.host(self.agreed_host(caller, head).ok()?);
+        let is_door = !host.edges.is_empty() && host.is_on(listener);
+        is_door.then(|| KnownEdge::recognise(&host.edges, caller, head).map(drop))
     }
 
     /// The host for which an edge brings a request to this one, and who the edge is. `None`:

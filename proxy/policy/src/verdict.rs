@@ -25,6 +25,8 @@ pub enum Verdict<'s> {
     Allow(Permit<'s>),
     /// It may not.
     Deny(Denial),
+    /// An edge asks whether its hub is there ([`Ping`](crate::edge::Ping)): it is.
+    Greet,
 }
 
 /// Who refused or failed an exchange, on the audit trail and in our own answers.
@@ -296,11 +298,7 @@ impl<'s> Permit<'s> {
 
     /// Which pool of connections may carry it.
     pub fn pool_key(&self) -> PoolKey {
-        let (upstream, credential) = self.route.way(self.way);
-        PoolKey {
-            upstream: upstream.id,
-            credential: credential.map(|(id, _)| *id),
-        }
+        self.route.pool_key(self.way)
     }
 
     /// What is written, if anything is.

@@ -249,6 +249,8 @@ pub fn explain(
                 .map(|route| view(route, addresses));
             explanation.outcome = denied(denial.status, denial.reason, denial.detail);
         }
+        // A URL has no asterisk-form.
+        Verdict::Greet => {}
         Verdict::Allow(permit) => {
             let mut plan = Plan::new();
             // What this gives would carry the key; only the list of what goes is read.

@@ -919,7 +919,7 @@ impl Resolver<'_> {
         self.watch.extend([chain.clone(), key.clone()]);
         match load_certified_key(chain, key, certificate.allow_world_readable) {
             Ok(loaded) => {
-                for concern in loaded.concerns(&[], self.now) {
+                for concern in loaded.concerns_in_time(self.now) {
                     self.push(
                         Problem::warning(format!("{}: {concern}", chain.display()))
                             .at(place.clone())

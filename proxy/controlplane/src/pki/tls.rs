@@ -491,22 +491,10 @@ impl LoadedKey {
         covers(&self.names, host)
     }
 
-    /// What clients will not like about it, for `check`; empty if there is nothing. Callers may
-    /// still serve it: clients differ in what they accept.
-    pub fn concerns(&self, hosts: &[String], now: SystemTime) -> Vec<String> {
+    /// Of [`concerns`](Self::concerns) those about its validity in time: all that matters for one that
+    /// we show as a client, to whom has the issuer anyway.
+    pub fn concerns_in_time(&self, now: SystemTime) -> Vec<String> {
         let mut concerns = Vec::new();
-        let uncovered: Vec<String> = hosts
-            .iter()
-            .filter(|host| !self.covers(host))
-            .cloned()
-            .collect();
-        if !uncovered.is_empty() {
-            concerns.push(format!(
-                "the certificate is not valid for {}; it names {}",
-                List(&uncovered),
-                List(&self.names)
-            ));
-        }
         if now >= self.not_after {
             concerns.push(format!(
                 "the certificate expired on {}",
@@ -524,6 +512,26 @@ impl LoadedKey {
                 x509::day(self.not_before)
             ));
         }
+        concerns
+    }
+
+    /// What clients will not like about it, for `check`; empty if there is nothing. Callers may
+    /// still serve it: clients differ in what they accept.
+    pub fn concerns(&self, hosts: &[String], now: SystemTime) -> Vec<String> {
+        let mut concerns = Vec::new();
+        let uncovered: Vec<String> = hosts
+            .iter()
+            .filter(|host| !self.covers(host))
+            .cloned()
+            .collect();
+        if !uncovered.is_empty() {
+            concerns.push(format!(
+                "the certificate is not valid for {}; it names {}",
+                List(&uncovered),
+                List(&self.names)
+            ));
+        }
+        concerns.extend(self.concerns_in_time(now));
         let chain = &self.certified.cert;
         let broken =
             (1..chain.len()).find(|index| !x509::is_issued_by(&chain[index - 1], &chain[*index]));

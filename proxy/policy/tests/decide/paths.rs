@@ -253,6 +253,7 @@ fn taken(snapshot: &Snapshot, method: &str, path: &str) -> Result<String, &'stat
     match snapshot.authorize("main", &caller, &head) {
         Verdict::Allow(permit) => Ok(permit.route().name.to_string()),
         Verdict::Deny(denial) => Err(denial.reason),
+        Verdict::Greet => panic!("the host is not for edges"),
     }
 }
 

@@ -129,6 +129,7 @@ pub fn check(connection: Connection, request: &[&str], expected: Expected<'_>) -
     assert_silent(&verdict, &text);
     let permit = match verdict {
         Verdict::Allow(permit) => permit,
+        Verdict::Greet => panic!("no host of this world is for edges: {text}"),
         Verdict::Deny(denial) => {
             let shown = format!("{denial:?}");
             assert!(!shown.contains(CALLER_SECRET), "{shown} quotes {text}");

@@ -15,9 +15,9 @@ fn at_door(client: &mut Client, path: &str, fields: &str) -> crate::harness::Ans
 
 #[test]
 fn a_service_behind_an_edge_needs_to_know_nothing() {
-    let hub = Hub::start(|_, _| String::new());
+    let hub = Hub::start(|_| String::new());
     for (edge, by) in [
-        (Edge::start(&hub, ""), "certificate"),
+        (Edge::start(&hub), "certificate"),
         (Edge::with_token(&hub), "token"),
     ] {
         let path = format!("/echo/{by}?key=stays&a=%2F%2f&token=x");
@@ -73,7 +73,7 @@ fn a_service_behind_an_edge_needs_to_know_nothing() {
 
 #[test]
 fn nobody_else_is_heard() {
-    let hub = Hub::start(|_, _| String::new());
+    let hub = Hub::start(|_| String::new());
     let told = format!("Claviger-Authority: {HOST}\r\nClaviger-Caller: 10.0.0.1\r\n");
     let mut stranger = hub.connect();
     at_door(&mut stranger, "/echo/none", &told).expect_own(401, "caller_not_authenticated");
@@ -112,7 +112,7 @@ fn nobody_else_is_heard() {
 
 #[test]
 fn an_edge_speaks_clearly_or_not_at_all() {
-    let hub = Hub::start(|_, _| String::new());
+    let hub = Hub::start(|_| String::new());
     let token = format!("Claviger-Token: {}\r\n", hub.token());
     let mut edge = hub.connect();
     for (path, fields, status, reason) in [
@@ -158,7 +158,7 @@ fn an_edge_speaks_clearly_or_not_at_all() {
 
 #[test]
 fn each_edge_sees_what_is_meant_for_it() {
-    let hub = Hub::start(|world, _| {
+    let hub = Hub::start(|world| {
         world.key_file("token.aws");
         let (_, key) = world.key_file("key.mail");
         format!(
@@ -205,13 +205,13 @@ fn each_edge_sees_what_is_meant_for_it() {
 
 #[test]
 fn a_certificate_that_is_wrong_or_revoked_is_no_edges() {
-    let hub = Hub::start(|_, _| String::new());
-    let edge = Edge::start(&hub, "");
+    let hub = Hub::start(|_| String::new());
+    let edge = Edge::start(&hub);
     edge.get("/echo/good").expect(200);
     let directory = edge.world.path("");
     let replace = |issuer: &pki::TestCa, name: &str, serial: u64| {
         let mark = edge.claviger.log().mark();
-        issuer.client_file(&directory, "edge.pem", name, serial);
+        issuer.client_file(&directory, "hub.pem", name, serial);
         edge.claviger.wait_reloaded(mark);
     };
     // Of the right CA, with nobody's name: the hub says so.
@@ -241,7 +241,7 @@ fn a_certificate_that_is_wrong_or_revoked_is_no_edges() {
 
 #[test]
 fn a_token_is_replaced_while_it_is_used() {
-    let hub = Hub::start(|_, _| String::new());
+    let hub = Hub::start(|_| String::new());
     let edge = Edge::with_token(&hub);
     let mut client = edge.connect();
     client.get(HOST, "/echo/1").expect(200);

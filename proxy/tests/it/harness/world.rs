@@ -181,7 +181,11 @@ impl World {
 
     /// A `claviger` command with a clean environment.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(process::binary("claviger"));
+        self.clean(Command::new(process::binary("claviger")))
+    }
+
+    /// A command with a clean environment, in the world's directory.
+    pub fn clean(&self, mut command: Command) -> Command {
         command
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
