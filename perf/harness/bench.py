@@ -267,7 +267,8 @@ class Bench:
         """Everything that the scenarios lean on. Some of it is a matter of time, so a busy moment is forgiven."""
         for attempt in range(JOB_CHECKS):
             try:
-                job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name, mock_stats=self.stats)
+                job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name, mock_stats=self.stats,
+                                workers=self.workers)
                 with tempfile.TemporaryDirectory(prefix="claviger-perf-wrong-") as wrong:
                     job_check.refuses_the_wrong(contenders.load_found(slowdown.plain(name)), Path(wrong), self)
                 return

@@ -48,5 +48,8 @@ FIGURES = {
     "ms_until_used": Figure("until in use", "ms", "from the change until the API sees the new key", decimals=0),
     "ms_until_last_old": Figure("last use of the old key", "ms", "from the change until the API last saw the old key",
                                 decimals=0),
+    "evenness": Figure(
+        "evenness", "", "CPU time of the second busiest worker over the busiest one's: 1 is even, 0 leaves one idle",
+        False, 2),
     "cpu_ratio": Figure("ratio", "x", "of CPU per request, ours over the other's, round by round", decimals=3),
 }

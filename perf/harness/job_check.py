@@ -58,13 +58,14 @@ class Failed(Exception):
     """The contender does not do the job; the text says in which way."""
 
 
-def check(port, ca, key=KEY, host=HOST, name="it", mock_stats=None):
+def check(port, ca, key=KEY, host=HOST, name="it", mock_stats=None, workers=1):
     """Asks for everything that the scenarios lean on. Returns what was seen of TLS; raises Failed.
 
     `mock_stats` returns the API's counters, if its control port is known: then it is also looked at whether the request
     that the scenarios time is answered by the API each time.
     """
     caller = Caller(port, ca, host, name)
+    caller.workers = workers
     if mock_stats:
         asks_the_api(caller, mock_stats)
     for part in (replaces_key, keeps_upstream, passes_status, echoes_upload, takes_chunks, streams_events, upgrades,
@@ -117,9 +118,9 @@ def asks_the_api(caller, mock_stats):
 
 
 def keeps_upstream(caller, key):
-    """Two callers, one after the other, arrive over one upstream connection."""
-    first, second = (caller.json("GET", "/echo") for _ in range(2))
-    if first["connection"] != second["connection"]:
+    """Callers, one after the other, arrive over one upstream connection; each worker has its own."""
+    used = {caller.json("GET", "/echo")["connection"] for _ in range(2 * caller.workers)}
+    if len(used) > caller.workers:
         raise Failed(f"{caller.name} does not keep its upstream connections")
     with caller.connect() as stream:
         numbers = [json.loads(caller.exchange(stream, "GET", "/echo", close=False)[2])["connection"] for _ in range(2)]
@@ -285,6 +286,8 @@ class Caller:
     """A caller of one contender; one connection for each call unless it holds one itself."""
 
     def __init__(self, port, ca, host, name):
+        # Of the contender: each has upstream connections of its own.
+        self.workers = 1
         self.port, self.host, self.name, self.seen = port, host, name, {}
         self.context = ssl.create_default_context(cafile=ca)
 

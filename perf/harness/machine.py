@@ -206,6 +206,17 @@ def cpu_seconds(pids):
     return total / 1e9
 
 
+def thread_seconds(pids):
+    """The same, of each thread by itself: (pid, tid) -> seconds."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with contextlib.suppress(OSError):
+                    found[pid, task] = int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0]) / 1e9
+    return found
+
+
 def pss_kb(pids):
     """Proportional set size in kB: pages that several of these processes share count once."""
     return sum(parse_pss(Path(f"/proc/{pid}/smaps_rollup").read_text()) for pid in pids)

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -691,6 +692,48 @@ def growth(options, scenario, names, tell):
                              scenario.name, value, **{parameter[scenario.over]: value})
 
 
+# ---- Spread -----------------------------------------------------------------
+
+
+def spread(options, scenario, names, tell):
+    """Saturated, by a few callers: how evenly two workers share the work, after callers have come and gone."""
+    for callers in scenario.values:
+        with Bench(options, names, workers=2) as bench:
+            draws = {name: random.Random(f"{scenario.name} {callers}") for name in names}
+
+            def turn(name):
+                with contextlib.ExitStack() as silent:
+                    # As many leave as stay without a word. Which ones is drawn, the same way for each contender.
+                    came = [bench.connect(name) for _ in range(2 * callers)]
+                    draws[name].shuffle(came)
+                    for number, stream in enumerate(came):
+                        silent.enter_context(stream)
+                        stream.sendall(request("/ok"))
+                        if not stream.recv(16384):
+                            raise CannotMeasure(f"{name} closed a new connection")
+                        if number >= callers:
+                            stream.close()
+                    return spread_turn(bench, scenario, name, callers)
+
+            results = interleave(bench, scenario, turn, lambda label, *rest: tell(f"{label} {callers}", *rest),
+                                 scenario.name)
+            more = {"shared_core": True} if os.cpu_count() <= 2 else {}
+            yield from rows(bench, scenario, results, at=callers, **more)
+
+
+def spread_turn(bench, scenario, name, callers):
+    """Measured is what the workers do once the load has gone on for the time of the warm-up."""
+    pids = bench.running[name].pids()
+    load = bench.loadgen_start([name], "--concurrency", callers, *timing(scenario))
+    load.ready.wait(READY_SECONDS)
+    time.sleep(scenario.warmup)
+    before = machine.thread_seconds(pids)
+    time.sleep(scenario.seconds * 0.8)
+    after = machine.thread_seconds(pids)
+    used = sorted((after[thread] - before.get(thread, 0.0) for thread in after), reverse=True)
+    return {"evenness": used[1] / used[0], **figures(name, load.report())}
+
+
 # ---- System calls -----------------------------------------------------------
 
 
@@ -912,6 +955,6 @@ def await_port(bench, port, process):
 MEASURES = {
     "saturated": saturated, "open": open_loop, "added": added, "handshake": handshake, "download": download,
     "upload": upload, "idle": idle, "tail": tail, "churn": churn, "sse": sse, "reload": reload, "rotation": rotation,
-    "growth": growth, "judge": judge, "mock": mock, "syscalls": syscalls,
+    "growth": growth, "spread": spread, "judge": judge, "mock": mock, "syscalls": syscalls,
 }
 assert set(MEASURES) == set(scenarios.KINDS)

@@ -71,6 +71,10 @@ def growth(scenario, contenders):
     return len(scenario.values) * turns(scenario, contenders) + contenders * routes * ROUTE_SECONDS
 
 
+def spread(scenario, contenders):
+    return len(scenario.values) * turns(scenario, contenders)
+
+
 def judge(scenario, _contenders):
     # wrk knows whole seconds only, and stops late.
     return 2 * START_SECONDS + 2 * scenario.rounds * (max(1, round(scenario.seconds)) + TURN_SECONDS)
@@ -78,5 +82,5 @@ def judge(scenario, _contenders):
 
 KINDS = {
     "open": open_loop, "added": added, "handshake": handshake, "idle": idle, "reload": reload, "growth": growth,
-    "judge": judge, "mock": judge,
+    "spread": spread, "judge": judge, "mock": judge,
 }

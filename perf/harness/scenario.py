@@ -100,6 +100,7 @@ KINDS = {
         "over": Field(str, words=("connections", "routes", "headers", "cores")),
         "values": wholes(1, 20_000, None),
     },
+    "spread": {"values": wholes(2, 1_000, None)},
     "judge": CONNECTIONS | {"server": Field(str, words=("direct", "nginx"), default="direct")},
     "mock": CONNECTIONS,
     "syscalls": CONNECTIONS,

@@ -21,6 +21,7 @@ COLUMNS = {
     "reload": ["failed", "max_us", "quiet_max_us", "p99_us"],
     "rotation": ["failed", "ms_until_used", "ms_until_last_old", "max_us"],
     "growth": ["cpu_us_per_request", "rps", "p99_us"],
+    "spread": ["evenness", "rps", "p50_us", "p99_us"],
     "judge": ["cpu_us_per_request", "rps"],
     "mock": ["cpu_us_per_request", "rps"],
     "syscalls": ["syscalls_per_request"],

@@ -174,6 +174,7 @@ MEASURES = [
     ("growth-routes", {"over": "routes", "values": (1, 100, 10000)}, ["cpu_us_per_request"]),
     ("growth-headers", {"over": "headers"}, ["cpu_us_per_request"]),
     ("growth-cores", {"over": "cores"}, ["cpu_us_per_request"]),
+    ("spread", {"values": (2, 4, 8)}, ["evenness", "rps"]),
     ("syscalls", {}, ["syscalls_per_request"]),
     ("judge-direct", {}, ["cpu_us_per_request"]),
     ("judge-nginx", {}, ["cpu_us_per_request"]),
