@@ -1,0 +1,5 @@
+import sys
+
+from two_clouds.main import main
+
+sys.exit(main())
