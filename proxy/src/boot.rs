@@ -531,6 +531,7 @@ impl Reloader {
             warnings,
             next_renewal,
             certificates,
+            acme,
         } = config::resolve(&file, &mut self.context)?;
         let loaded = Loaded {
             read_began,
@@ -541,6 +542,7 @@ impl Reloader {
             watch: settings.watch_paths.clone(),
             renew_at: next_renewal,
             certificates,
+            acme,
             status_interval: (!settings.log.status_interval.is_zero())
                 .then_some(settings.log.status_interval),
             warnings: (!warnings.is_empty()).then(|| warnings.render(false)),

@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::pki::acme::AcmeLine;
 use crate::pki::{Expiry, ExpiryState};
 
 /// The socket's name within `state_dir`.
@@ -53,6 +54,9 @@ pub struct Report {
     pub figures: Vec<(String, u64)>,
     /// Upstreams without an address.
     pub unresolved: Vec<String>,
+    /// Hosts with certificates of a public authority.
+    #[serde(default)]
+    pub acme: Vec<AcmeLine>,
     /// Every certificate, by its end.
     pub certificates: Vec<CertificateLine>,
 }
@@ -194,6 +198,17 @@ impl fmt::Display for Report {
                     true => " (renewed by itself)",
                     false => "",
                 }
+            )?;
+        }
+        for line in &self.acme {
+            let Some(error) = &line.error else { continue };
+            let wait = line.next_attempt.unwrap_or(now).saturating_sub(now);
+            writeln!(
+                f,
+                "  no certificate by ACME for {}, {} times; again in {}: {error}",
+                line.host,
+                line.failures,
+                span(u64::try_from(wait).unwrap_or(0))
             )?;
         }
         writeln!(f, "figures:")?;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use handoff::Counter;
-use policy::{Identity, Listener, Snapshot, UnknownSni};
+use policy::{ACME_TLS_ALPN, Identity, Listener, Snapshot, UnknownSni};
 use rustls::pki_types::CertificateDer;
-use rustls::server::{Accepted as ClientHelloRead, AcceptedAlert, Acceptor};
+use rustls::server::{Accepted as ClientHelloRead, AcceptedAlert, Acceptor, ClientHello};
 use rustls::{AlertDescription, ServerConfig};
 use webpki::EndEntityCert;
 
@@ -54,6 +54,10 @@ pub async fn accept(
             }
             Ok(accepted)
         }
+        Err(error) if is_validation(&error) => {
+            core.count(Counter::handshakes_acme);
+            Err(error)
+        }
         Err(error) => {
             core.count(Counter::handshakes_failed);
             if connection.watch().is_expired() {
@@ -98,7 +102,21 @@ async fn handshake(
             .to_ascii_lowercase()
             .into_boxed_str()
     });
-    let Some((config, server_name)) = choose(snapshot, listener, asked) else {
+    let validation = match snapshot.is_validated_by_tls {
+        true => validation(
+            snapshot,
+            listener,
+            asked.as_deref(),
+            &accepted.client_hello(),
+        ),
+        false => None,
+    };
+    let validates = validation.is_some();
+    let chosen = match (validation, asked) {
+        (Some(config), Some(asked)) => Some((config, asked)),
+        (_, asked) => choose(snapshot, listener, asked),
+    };
+    let Some((config, server_name)) = chosen else {
         core.count(Counter::handshakes_refused_sni);
         connection.send_raw(ALERT_UNRECOGNIZED_NAME.to_vec()).await;
         return Err(io::Error::new(
@@ -110,6 +128,10 @@ async fn handshake(
     drop(accepted);
     let handshake = Handshake::server(config).map_err(io::Error::other)?;
     let certificate = connection.handshake(handshake).await?;
+    if validates {
+        // RFC 8737, 3: with the handshake the authority has seen what it came for.
+        return Err(io::Error::other(Validation));
+    }
     let identity = match &certificate {
         None => None,
         Some(certificate) => Some(Box::new(identity_of(certificate)?)),
@@ -170,6 +192,42 @@ fn choose(
             Some((Arc::clone(host.tls.as_ref()?), name.clone()))
         }
     }
+}
+
+/// The configuration for an authority that validates a host: it offers one protocol alone.
+fn validation(
+    snapshot: &Snapshot,
+    listener: &Listener,
+    asked: Option<&str>,
+    hello: &ClientHello<'_>,
+) -> Option<Arc<ServerConfig>> {
+    let mut offered = hello.alpn()?;
+    if offered.next() != Some(ACME_TLS_ALPN) || offered.next().is_some() {
+        return None;
+    }
+    let host = snapshot.host(snapshot.find_host(asked?)?);
+    host.validation
+        .as_ref()
+        .filter(|_| host.is_on(&listener.name))
+        .map(Arc::clone)
+}
+
+/// A handshake that was an authority's, and has done its part.
+#[derive(Debug, Clone, Copy)]
+struct Validation;
+
+impl std::fmt::Display for Validation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an authority validated the host")
+    }
+}
+
+impl std::error::Error for Validation {}
+
+fn is_validation(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|source| source.is::<Validation>())
 }
 
 fn is_alpn_mismatch(error: &io::Error) -> bool {

@@ -48,6 +48,9 @@ counters! {
     handshakes_refused_sni,
     /// Handshakes refused because the caller offered no `http/1.1` (an h2-only client).
     handshakes_refused_alpn,
+    /// Handshakes by which an authority validated a host (ACME, TLS-ALPN-01). Nothing else is
+    /// served behind them.
+    handshakes_acme,
     /// Handshakes that took longer than the limit.
     handshakes_timed_out,
     /// Exchanges begun: a request head was received.

@@ -36,6 +36,6 @@ pub use forwarding::{Forwarding, ForwardingField};
 pub use proof::{Identity, Token};
 pub use route::{Endpoint, OnEcho, OnUninspected, Route};
 pub use secret::Secret;
-pub use snapshot::{Listener, ServerLimits, Snapshot, UnknownSni, VirtualHost};
+pub use snapshot::{ACME_TLS_ALPN, Listener, ServerLimits, Snapshot, UnknownSni, VirtualHost};
 pub use upstream::{AddressBook, Upstream, UpstreamId};
 pub use verdict::{Denial, Outbound, Permit, Refuser, Verdict};

@@ -36,11 +36,16 @@ pub struct Snapshot {
     wildcard: HashMap<Box<str>, usize, NameHash>,
     /// Every upstream that a route leads to, once each.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Whether some host is validated by TLS, so that others' handshakes need not look.
+    pub is_validated_by_tls: bool,
     /// Times and bounds towards callers.
     pub limits: ServerLimits,
     /// This instance's mark in `CDN-Loop` (RFC 8586), a token that says nothing.
     pub loop_token: Box<str>,
 }
+
+/// The protocol by which an authority validates a host in a TLS handshake (RFC 8737, section 6.2).
+pub const ACME_TLS_ALPN: &[u8] = b"acme-tls/1";
 
 /// Where callers connect.
 #[derive(Debug, Clone)]
@@ -76,6 +81,9 @@ pub struct VirtualHost {
     pub listeners: Vec<Box<str>>,
     /// `None` is served on clear-text listeners only.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// What a handshake that offers [`ACME_TLS_ALPN`] alone is served by, for an authority that
+    /// validates this host. `None`: it is a handshake like any other.
+    pub validation: Option<Arc<rustls::ServerConfig>>,
     /// Who may bring requests for other hosts here; see [`crate::edge`]. Each of them
     /// needs a token or a certificate.
     edges: Vec<Arc<NamedCaller>>,
@@ -114,6 +122,7 @@ impl VirtualHost {
             name: name.to_ascii_lowercase().into(),
             listeners,
             tls,
+            validation: None,
             edges: Vec::new(),
             prefixes: prefixes(&routes),
             searches: Vec::new(),
@@ -327,6 +336,7 @@ impl Snapshot {
         Ok(Self {
             generation,
             listeners,
+            is_validated_by_tls: hosts.iter().any(|host| host.validation.is_some()),
             hosts,
             exact,
             wildcard,

@@ -17,6 +17,7 @@ use rustls::pki_types::ServerName;
 use super::report::Place;
 use super::settings::Settings;
 use crate::credentials::SecretRef;
+use crate::pki::acme::Answer;
 
 /// Everything that can be decided without reading another file.
 #[derive(Debug)]
@@ -41,8 +42,27 @@ pub struct Draft {
     pub ca_place: Option<Place>,
     /// What the internal CA's keys are encrypted under, and where the reference stands.
     pub ca_passphrase: Option<(SecretRef, Place)>,
+    /// The public authority; `None` without a host that needs it.
+    pub acme: Option<AcmeDraft>,
     /// Whether a resolver is asked over TLS.
     pub dns_tls: bool,
+}
+
+/// A public authority.
+#[derive(Debug)]
+pub struct AcmeDraft {
+    /// Its directory.
+    pub directory: String,
+    /// Where it may write to.
+    pub contact: Vec<String>,
+    /// The roots that it is verified by.
+    pub ca_file: Option<PathBuf>,
+    /// How it is shown that a host is ours.
+    pub answer: Answer,
+    /// An account elsewhere: its identifier, and where its key is.
+    pub external_account: Option<(String, SecretRef)>,
+    /// Its section.
+    pub place: Place,
 }
 
 /// A virtual host.
@@ -77,6 +97,8 @@ pub enum Certificates {
     None,
     /// The internal CA.
     Ca,
+    /// A public authority, by ACME.
+    Acme,
     /// Files: chain and private key.
     Files(Vec<(PathBuf, PathBuf)>),
 }

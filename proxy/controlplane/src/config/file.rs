@@ -49,6 +49,8 @@ pub struct File {
     pub audit: Option<Item<Audit>>,
     /// `[ca]`
     pub ca: Option<Item<Ca>>,
+    /// `[acme]`
+    pub acme: Option<Item<Acme>>,
     /// `[[listener]]`
     pub listeners: Vec<Item<Listener>>,
     /// `[host.NAME]`
@@ -281,6 +283,8 @@ pub(super) struct Document {
     pub audit: Option<Audit>,
     /// The internal certificate authority.
     pub ca: Option<Ca>,
+    /// Certificates of a public authority, for hosts with `certificate = "acme"`.
+    pub acme: Option<Acme>,
     /// Where callers connect. Default: one listener, TLS on `0.0.0.0:443`.
     #[serde(default)]
     pub listener: Vec<Listener>,
@@ -464,6 +468,51 @@ pub struct Ca {
     pub leaf_lifetime: Option<Written<Period>>,
 }
 
+/// Certificates of a public authority by ACME (RFC 8555), for hosts with `certificate = "acme"`: obtained and renewed while Claviger serves.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Acme {
+    /// Whether you agree to the authority's terms of service: `true`. Required.
+    pub terms_agreed: Option<Written<bool>>,
+    /// How the authority is shown that a host is yours: `"dns-01"` by a record that `hook` writes (needs no opening towards here, and is the only way to a wildcard), `"http-01"` by an answer at port 80, `"tls-alpn-01"` by a handshake at port 443. Required.
+    pub challenge: Option<Written<AcmeChallenge>>,
+    /// The authority's directory. Default: `"https://acme-v02.api.letsencrypt.org/directory"`.
+    pub directory: Option<Written<String>>,
+    /// Where the authority may write to, as in `"mailto:ops@example.com"`; one or a list. Default: nowhere.
+    pub contact: Option<OneOrMany>,
+    /// A PEM file with the roots that the authority's own server is verified by, in place of the system's.
+    pub ca_file: Option<Written<String>>,
+    /// For `"dns-01"`: the program that writes records, by its absolute path, and its first arguments. It is called with `present NAME VALUE` or `cleanup NAME VALUE` behind them.
+    pub hook: Option<OneOrMany>,
+    /// How long one call of `hook` may take. Past it it is killed. Default: `"60s"`.
+    pub hook_timeout: Option<Written<Period>>,
+    /// For `"dns-01"`: who must know a record before the authority is told, best the zone's own name servers: addresses as in `[dns] servers`; one or a list. Default: the resolvers of `[dns]`.
+    pub resolvers: Option<OneOrMany>,
+    /// How long that may take. Past it the attempt has failed. Default: `"5m"`.
+    pub propagation_timeout: Option<Written<Period>>,
+    /// For `"http-01"`: where challenges are answered, and nothing else; one or a list. Default: `"0.0.0.0:80"`.
+    pub http_listen: Option<OneOrMany>,
+    /// The identifier of an account elsewhere that the authority wants this one bound to.
+    pub eab_key_id: Option<Written<String>>,
+    /// Where that account's key (base64url) is read from: `"file:///path"`, `"env://NAME"` or `"credential://NAME"`.
+    pub eab_key: Option<Written<String>>,
+}
+
+/// How an authority is shown that a host is ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[schemars(inline)]
+pub enum AcmeChallenge {
+    /// A record in the zone.
+    #[serde(rename = "dns-01")]
+    Dns,
+    /// An answer over HTTP.
+    #[serde(rename = "http-01")]
+    Http,
+    /// A TLS handshake.
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn,
+}
+
 /// Where callers connect.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -484,7 +533,7 @@ pub struct Listener {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Host {
-    /// `"ca"` for a certificate of the internal CA, or a PEM file with a chain, as `"file:///path"`; a list serves several key types. Default: `"ca"`.
+    /// `"ca"` for a certificate of the internal CA, `"acme"` for one of the authority in `[acme]`, or a PEM file with a chain, as `"file:///path"`; a list serves several key types. Default: `"ca"`.
     pub certificate: Option<OneOrMany>,
     /// The PEM file with the private key, as `"file:///path"`; a list beside a list of certificates, in the same order.
     pub private_key: Option<OneOrMany>,
@@ -715,7 +764,7 @@ pub enum OnUninspected {
 // ---- Reading ---------------------------------------------------------------
 
 /// Fields whose value is never shown, whatever it is.
-const HIDDEN_FIELDS: [&str; 4] = ["source", "credential", "token", "passphrase"];
+const HIDDEN_FIELDS: [&str; 5] = ["source", "credential", "token", "passphrase", "eab_key"];
 
 /// Reads one source after the other into one [`File`].
 struct Reader {
@@ -734,6 +783,7 @@ impl Reader {
                 dns: None,
                 audit: None,
                 ca: None,
+                acme: None,
                 listeners: Vec::new(),
                 hosts: Vec::new(),
                 upstreams: Vec::new(),
@@ -809,6 +859,7 @@ impl Reader {
             "dns" => single!(dns),
             "audit" => single!(audit),
             "ca" => single!(ca),
+            "acme" => single!(acme),
             "listener" => many!(listeners),
             "route" => many!(routes),
             "host" => named!(hosts),
@@ -1180,12 +1231,13 @@ fn hide_all(value: &Spanned<DeValue<'_>>, source: &mut Source) {
 
 /// Of a line of a file that is not TOML: what cannot be proven harmless.
 pub(super) fn doubtful(line: &str) -> Vec<Range<usize>> {
-    let tables: [&[&str]; 11] = [
+    let tables: [&[&str]; 12] = [
         fields_of::<Server>(),
         fields_of::<Log>(),
         fields_of::<Dns>(),
         fields_of::<Audit>(),
         fields_of::<Ca>(),
+        fields_of::<Acme>(),
         fields_of::<Listener>(),
         fields_of::<Host>(),
         fields_of::<Upstream>(),

@@ -37,7 +37,8 @@ use super::file::File;
 use super::report::{Place, Problem, Report, quote};
 use super::settings::Settings;
 use crate::credentials::{self, SecretRef, ServiceUser, SourceError, SourcePolicy};
-use crate::names::{Name, OwnAddresses};
+use crate::names::{DnsSettings, Name, OwnAddresses};
+use crate::pki::acme::{AcmePlan, Answer, Challenges, Store};
 use crate::pki::authority::Ensured;
 use crate::pki::tls::LoadedKey;
 use crate::pki::{
@@ -70,6 +71,8 @@ pub struct Resolved {
     pub next_renewal: Option<SystemTime>,
     /// Until when each certificate serves, by its end.
     pub certificates: Vec<Expiry>,
+    /// What a public authority is asked for, if it is.
+    pub acme: Option<AcmePlan>,
 }
 
 /// What a [`resolve`] is for.
@@ -99,6 +102,12 @@ pub struct ResolveContext {
     clients: HashMap<String, (OwnCa, Arc<ClientConfig>)>,
     ticketers: Ticketers,
     leaves: Option<(PathBuf, LeafStore)>,
+    /// Where answers to a public authority wait for it.
+    challenges: Arc<Challenges>,
+    /// What a host is validated by in a handshake.
+    validation: Option<Arc<rustls::ServerConfig>>,
+    /// How the public authority is verified, by the roots that it was made of.
+    acme_client: Option<(String, Arc<ClientConfig>)>,
     /// Kept, so that equal settings are recognised as equal.
     dns_client: Option<Arc<ClientConfig>>,
     system_roots: Option<Roots>,
@@ -149,6 +158,9 @@ impl ResolveContext {
             clients: HashMap::new(),
             ticketers: Ticketers::new(),
             leaves: None,
+            challenges: Challenges::new(),
+            validation: None,
+            acme_client: None,
             dns_client: None,
             system_roots: None,
         }
@@ -202,6 +214,7 @@ pub fn resolve_at(
     let callers = resolver.callers(&draft);
     let keys = resolver.certificates(&draft);
     let upstreams = resolver.upstreams(&draft);
+    let acme = resolver.acme_plan(&draft, &draft.settings.dns);
     let dns_tls = if draft.dns_tls {
         resolver.dns_client()
     } else {
@@ -211,6 +224,14 @@ pub fn resolve_at(
         return Err(resolver.failed());
     }
     let result = resolver.build(draft, credentials, callers, keys, upstreams, dns_tls);
+    let result = result.map(|mut resolved| {
+        // With the roots for resolvers that are asked over TLS.
+        resolved.acme = acme.map(|acme| AcmePlan {
+            dns: resolved.settings.dns.clone(),
+            ..acme
+        });
+        resolved
+    });
     result.map_err(|mut report| {
         report.sort();
         report
@@ -440,6 +461,9 @@ impl Resolver<'_> {
                     );
                 }
             }
+            if host.certificates == Certificates::Acme {
+                loaded.extend(self.obtained(draft, host));
+            }
             let keys: Vec<_> = loaded.into_iter().map(|key| key.certified).collect();
             let client_ca = host
                 .client_ca
@@ -501,6 +525,135 @@ impl Resolver<'_> {
                 None
             }
         }
+    }
+
+    /// The last good certificate of a public authority.
+    fn obtained(&mut self, draft: &Draft, host: &HostDraft) -> Option<LoadedKey> {
+        let store = acme_store(&draft.settings);
+        let problem = match store.load(&host.name) {
+            Ok(Some(loaded)) if loaded.covers(&host.name) => {
+                let expiry = Expiry {
+                    kind: CertificateKind::Acme,
+                    name: host.name.clone(),
+                    not_before: loaded.not_before,
+                    not_after: loaded.not_after,
+                };
+                if self.context.purpose == Purpose::Look {
+                    self.look_at(&expiry, &host.place);
+                }
+                self.expiries.push(expiry);
+                return Some(loaded);
+            }
+            Ok(Some(_)) => format!(
+                "{} holds no certificate for {}",
+                store.path(&host.name).display(),
+                quote(&host.name)
+            ),
+            // What `run` will see to is worth a word when it is only looked at.
+            Ok(None) if self.context.purpose == Purpose::Serve => return None,
+            Ok(None) => format!("there is no certificate for {} yet", quote(&host.name)),
+            Err(error) => format!(
+                "the certificate of {} cannot be used: {error}",
+                quote(&host.name)
+            ),
+        };
+        self.push(
+            Problem::warning(problem)
+                .at(host.place.clone())
+                .cure("`claviger run` obtains one from the authority in [acme]; until then handshakes for this host are refused"),
+        );
+        None
+    }
+
+    /// What the public authority is asked for.
+    fn acme_plan(&mut self, draft: &Draft, dns: &DnsSettings) -> Option<AcmePlan> {
+        let acme = draft.acme.as_ref()?;
+        let hosts: Vec<String> = draft
+            .hosts
+            .iter()
+            .filter(|host| host.certificates == Certificates::Acme)
+            .map(|host| host.name.clone())
+            .collect();
+        let external_account = match &acme.external_account {
+            None => None,
+            Some((id, reference)) => {
+                self.watch.extend(reference.path());
+                match credentials::fetch(reference, &SourcePolicy::default()) {
+                    Ok(fetched) => Some((id.clone(), Arc::new(fetched.secret))),
+                    Err(error) => {
+                        let problem = source_problem("`eab_key` cannot be used", &error);
+                        self.push(problem.at(acme.place.clone()));
+                        return None;
+                    }
+                }
+            }
+        };
+        let definition = match &acme.ca_file {
+            Some(path) => {
+                self.watch.push(path.clone());
+                digest_of(path)
+            }
+            None => "system".to_owned(),
+        };
+        let tls = match &self.context.acme_client {
+            Some((known, tls)) if *known == definition => Arc::clone(tls),
+            _ => {
+                let roots = match &acme.ca_file {
+                    Some(path) => Roots::file(path),
+                    None => match self.system_roots(&acme.place) {
+                        Some(roots) => Ok(roots),
+                        None => return None,
+                    },
+                };
+                match roots.and_then(|roots| client_config(&roots, &OwnCa::none())) {
+                    Ok(tls) => {
+                        self.context.acme_client = Some((definition, Arc::clone(&tls)));
+                        tls
+                    }
+                    Err(error) => {
+                        self.push(
+                            Problem::error(format!(
+                                "the authority in [acme] cannot be verified: {error}"
+                            ))
+                            .at(acme.place.clone()),
+                        );
+                        return None;
+                    }
+                }
+            }
+        };
+        Some(AcmePlan {
+            directory: acme.directory.clone(),
+            tls,
+            dns: dns.clone(),
+            contact: acme.contact.clone(),
+            external_account,
+            answer: acme.answer.clone(),
+            hosts,
+            store: acme_store(&draft.settings),
+            challenges: Arc::clone(&self.context.challenges),
+        })
+    }
+
+    /// What an authority is served by that validates a host in a handshake.
+    fn validation(&mut self, host: &HostDraft, draft: &Draft) -> Option<Arc<rustls::ServerConfig>> {
+        let by_tls = draft
+            .acme
+            .as_ref()
+            .is_some_and(|acme| acme.answer == Answer::TlsAlpn);
+        if host.certificates != Certificates::Acme || !by_tls {
+            return None;
+        }
+        if self.context.validation.is_none() {
+            match self.context.challenges.server_config() {
+                Ok(config) => self.context.validation = Some(config),
+                Err(error) => self.push(
+                    Problem::error(format!("challenges cannot be answered: {error}"))
+                        .at(host.place.clone()),
+                ),
+            }
+        }
+        self.context.validation.clone()
     }
 
     fn client_crls(&mut self, host: &HostDraft) -> Vec<CertificateRevocationListDer<'static>> {
@@ -1015,6 +1168,8 @@ impl Resolver<'_> {
                 (Certificates::None, _) | (_, None) => None,
                 // Only when looking, and it was said: the certificate is yet to be made.
                 (Certificates::Ca, Some(ready)) if ready.keys.is_empty() => None,
+                // It is yet to be obtained.
+                (Certificates::Acme, Some(ready)) if ready.keys.is_empty() => None,
                 (_, Some(ready)) => Some(self.server(&draft, host, ready)?),
             };
             let routes: Vec<Route> = host
@@ -1029,7 +1184,9 @@ impl Resolver<'_> {
                 .collect();
             let edges = host.edges.iter();
             let edges = edges.filter_map(|&at| callers.get(at)?.clone()).collect();
-            hosts.push(VirtualHost::new(&host.name, listeners, tls, routes).for_edges(edges));
+            let mut virtual_host = VirtualHost::new(&host.name, listeners, tls, routes);
+            virtual_host.validation = self.validation(host, &draft);
+            hosts.push(virtual_host.for_edges(edges));
         }
         let generation = self.context.generation + 1;
         let own: Vec<SocketAddr> = draft
@@ -1076,6 +1233,7 @@ impl Resolver<'_> {
             own_addresses: OwnAddresses::of(own),
             warnings: self.failed(),
             certificates: self.certificates_by_end(),
+            acme: None,
             next_renewal: self
                 .context
                 .leaves
@@ -1331,6 +1489,11 @@ impl Resolver<'_> {
             .retain(|_, id| credentials.contains(id));
         context.secrets = std::mem::take(&mut self.secrets);
     }
+}
+
+/// Where certificates of a public authority are kept.
+fn acme_store(settings: &Settings) -> Store {
+    Store::new(settings.state_dir.join("acme"))
 }
 
 /// Everything that decides where a connection leads and whom it trusts. Not its

@@ -52,7 +52,7 @@ pub(super) enum Heard {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum LookupError {
+pub(crate) enum LookupError {
     /// The configuration's name cannot even be asked for.
     #[error("this is not a DNS name; correct the upstream's `host`")]
     NotAName,
@@ -79,7 +79,7 @@ pub(super) enum LookupError {
 
 /// Asks the servers of one [`DnsSettings`].
 #[derive(Clone)]
-pub(super) struct Client {
+pub(crate) struct Client {
     resolver: TokioResolver,
     silence: Arc<LookupError>,
     /// For both kinds of addresses and all tries. A last bound: hickory's own are shorter.
@@ -88,7 +88,7 @@ pub(super) struct Client {
 
 impl Client {
     /// Never reads `/etc/resolv.conf`, the hosts file or a search list.
-    pub(super) fn new(settings: &DnsSettings) -> Result<Self, String> {
+    pub(crate) fn new(settings: &DnsSettings) -> Result<Self, String> {
         let mut options = ResolverOpts::default();
         options.use_hosts_file = ResolveHosts::Never;
         options.timeout = settings.timeout;
@@ -142,6 +142,40 @@ impl Client {
                 .saturating_mul(2)
                 .min(DEADLINE_MAX),
         })
+    }
+
+    /// Every address of a name, for a connection of the office's own: IPv4 first, as it is seldom
+    /// the broken one.
+    pub(crate) async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, LookupError> {
+        let answer = self.ask(host).await?;
+        let kinds = [answer.v4, answer.v6].into_iter();
+        Ok(kinds
+            .flat_map(|heard| match heard {
+                Heard::Addresses(addresses) => addresses,
+                Heard::Nothing | Heard::Silence => Vec::new(),
+            })
+            .collect())
+    }
+
+    /// The texts (TXT records) of a name, each in one piece.
+    pub(crate) async fn texts(&self, name: &str) -> Result<Vec<String>, LookupError> {
+        let mut name = DnsName::from_ascii(name).map_err(|_| LookupError::NotAName)?;
+        name.set_fqdn(true);
+        let lookup = self.resolver.lookup(name, RecordType::TXT);
+        let lookup = tokio::time::timeout(self.deadline, lookup)
+            .await
+            .map_err(|_| (*self.silence).clone())?
+            .map_err(|error| self.explain(&error))?;
+        let texts = lookup
+            .answers()
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::TXT(text) => Some(text.txt_data.concat()),
+                _ => None,
+            });
+        Ok(texts
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .collect())
     }
 
     /// Asks for both kinds of addresses at once.

@@ -28,6 +28,7 @@ mod settings;
 mod tests;
 
 pub use guard::OwnAddresses;
+pub(crate) use lookup::Client as DnsClient;
 pub(crate) use resolver::Resolving;
 pub use resolver::{Known, Names};
 pub use settings::{DnsSettings, Name, Server, ServerError};

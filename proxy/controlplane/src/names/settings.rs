@@ -173,7 +173,7 @@ impl DnsSettings {
 
     /// Whether `other` asks the same servers in the same way, so that what was
     /// built for one serves for the other.
-    pub(super) fn same_transport(&self, other: &Self) -> bool {
+    pub(crate) fn same_transport(&self, other: &Self) -> bool {
         let same_tls = match (&self.tls, &other.tls) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (None, None) => true,

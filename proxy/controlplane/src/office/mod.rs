@@ -25,7 +25,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use handoff::{Counter, Counters};
@@ -34,6 +34,7 @@ use tokio::sync::Notify;
 
 use crate::audit::AuditHandle;
 use crate::names::{DnsSettings, Name, Names, OwnAddresses, Resolving};
+use crate::pki::acme::{Acme, AcmePlan};
 use crate::pki::{Expiry, ExpiryState};
 use crate::publish::Publisher;
 use crate::status::{self, CertificateLine, Report, StatusSocket};
@@ -150,6 +151,8 @@ pub struct Loaded {
     pub renew_at: Option<SystemTime>,
     /// Until when each certificate serves, by its end.
     pub certificates: Vec<Expiry>,
+    /// What a public authority is asked for, if it is.
+    pub acme: Option<AcmePlan>,
     /// Time between two status lines. `None` for none.
     pub status_interval: Option<Duration>,
     /// What should be looked at, though it stops nothing.
@@ -216,7 +219,17 @@ impl fmt::Debug for OfficePlan {
 pub fn start(plan: OfficePlan) -> std::io::Result<Office> {
     let names = Names::new(plan.publisher.clone());
     names.expect(&plan.first.names);
-    let shared = Arc::new(Shared {
+    let mut first = plan.first;
+    let acme_plan = first.acme.take();
+    let shared = Arc::new_cyclic(|shared: &Weak<Shared>| Shared {
+        acme: Acme::new({
+            let shared = Weak::clone(shared);
+            move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.ask(Reason::Renewal);
+                }
+            }
+        }),
         publisher: plan.publisher,
         names: names.clone(),
         counters: plan.counters,
@@ -228,10 +241,11 @@ pub fn start(plan: OfficePlan) -> std::io::Result<Office> {
         started: Instant::now(),
         inbox: Mutex::new(Inbox::default()),
         news: Notify::new(),
-        in_force: Mutex::new(InForce::of(plan.first)),
+        in_force: Mutex::new(InForce::of(first)),
         reload: Mutex::new(plan.reload),
         heartbeat: AtomicU64::new(0),
     });
+    shared.acme.set(acme_plan, false);
     let watch = Watch::start({
         let shared = Arc::clone(&shared);
         move |files| shared.ask(Reason::Files(files))
@@ -285,9 +299,10 @@ impl Office {
         }
     }
 
-    /// Connections are accepted: from here on `claviger status` is answered here, and no longer by
+    /// Connections are accepted, also those by which an authority validates. From here on `claviger status` is answered here, and no longer by
     /// a process that this one takes over from.
     pub fn serving(&self) {
+        self.shared.acme.begin();
         let Some(path) = &self.shared.status_path else {
             return;
         };
@@ -355,6 +370,7 @@ impl Requests {
 
 /// What outlives a panic of the office's thread.
 struct Shared {
+    acme: Acme,
     publisher: Publisher,
     names: Names,
     counters: Vec<Arc<Counters>>,
@@ -627,7 +643,7 @@ impl<'a> Desk<'a> {
         }
     }
 
-    async fn put_in_force(&mut self, reason: &Reason, loaded: Loaded) {
+    async fn put_in_force(&mut self, reason: &Reason, mut loaded: Loaded) {
         self.retry_due = None;
         self.last_failure = None;
         let known: HashSet<_> = self.shared.in_force().names.iter().cloned().collect();
@@ -646,6 +662,9 @@ impl<'a> Desk<'a> {
         self.watch.set(loaded.watch.clone(), loaded.read_began);
         self.status_due = next_status(loaded.status_interval);
         self.certificates_due = Instant::now();
+        // Whoever asks for a reload may have mended what an authority did not like.
+        let acme = loaded.acme.take();
+        self.shared.acme.set(acme, *reason == Reason::Requested);
         if let Some(warnings) = &loaded.warnings {
             tracing::warn!("the configuration is in force, with warnings:\n{warnings}");
         }
@@ -800,6 +819,11 @@ fn report(shared: &Shared) -> Report {
     figure("certificates", certificates.len() as u64);
     figure("certificates_expiring", count(ExpiryState::Expiring));
     figure("certificates_expired", count(ExpiryState::Expired));
+    let acme = shared.acme.lines();
+    figure("acme_hosts", acme.len() as u64);
+    let failing = acme.iter().filter(|line| line.failures > 0).count();
+    figure("acme_hosts_failing", failing as u64);
+    figure("acme_obtained", acme.iter().map(|line| line.obtained).sum());
     Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -808,6 +832,7 @@ fn report(shared: &Shared) -> Report {
         uptime_s: shared.started.elapsed().as_secs(),
         figures,
         unresolved,
+        acme,
         certificates: certificates.into_iter().map(|(line, _)| line).collect(),
     }
 }

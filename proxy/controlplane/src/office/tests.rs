@@ -32,6 +32,7 @@ fn loaded(generation: u64) -> Loaded {
         read_began: SystemTime::now(),
         renew_at: None,
         certificates: Vec::new(),
+        acme: None,
         status_interval: None,
         warnings: None,
     }
@@ -352,6 +353,7 @@ fn a_further_life_takes_the_work_up_where_it_is() {
     let names = Names::new(publisher.clone());
     names.expect(&first.names);
     let shared = Arc::new(Shared {
+        acme: Acme::new(|| ()),
         publisher,
         names,
         counters: Vec::new(),

@@ -11,9 +11,12 @@
 //! time is an argument. (`rustls` reads the clock itself during handshakes, for certificate
 //! validity and for rotating ticket keys.)
 //!
-//! It lacks on purpose: ACME, client certificates signed by our own authority
+//! [`acme`] obtains certificates of a public authority while Claviger serves, on a thread of its own.
+//!
+//! It lacks on purpose: client certificates signed by our own authority
 //! (its certificates carry `serverAuth` alone), and IP addresses as names (the root excludes them).
 
+pub mod acme;
 pub mod authority;
 mod error;
 pub mod expiry;

@@ -1,5 +1,6 @@
 //! Certificates: where they come from, until when they serve, and what their keys lie under.
 
+mod acme;
 mod at_rest;
 mod expiry;
 mod renewal;

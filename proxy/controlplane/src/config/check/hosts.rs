@@ -257,6 +257,19 @@ impl Checker<'_> {
             None => &[][..],
             Some(OneOrMany(list)) => list.as_slice(),
         };
+        if let [one] = list
+            && one.value == "acme"
+        {
+            if let Some(written) = fields.private_key.as_ref().and_then(|keys| keys.0.first()) {
+                let place = file.place_of(item, &written.span);
+                self.push(
+                    Problem::error("`private_key` beside certificate = \"acme\"")
+                        .at(place)
+                        .cure("leave it out: the key is made here, anew with each certificate"),
+                );
+            }
+            return Certificates::Acme;
+        }
         let is_ca = match list {
             [] => true,
             [one] => one.value == "ca",
@@ -277,10 +290,10 @@ impl Checker<'_> {
         }
         let mut chains = Vec::new();
         for written in list {
-            if written.value == "ca" {
+            if written.value == "ca" || written.value == "acme" {
                 let place = file.place_of(item, &written.span);
                 self.push(
-                    Problem::error("\"ca\" beside certificate files")
+                    Problem::error(format!("\"{}\" beside certificate files", written.value))
                         .at(place)
                         .cure("write one or the other"),
                 );

@@ -17,6 +17,7 @@ use crate::config::written::{Period, Written};
 use crate::config::{file, shape};
 use crate::credentials::SecretRef;
 
+mod acme;
 mod callers;
 mod credentials;
 mod hosts;
@@ -49,6 +50,7 @@ pub fn check(file: &File) -> (Draft, Report) {
     checker.routes();
     let hosts = checker.hosts(&listeners);
     checker.callers_by_certificate(&hosts);
+    let acme = checker.acme(&hosts, &listeners, &settings.dns);
     checker.sni_hosts(&listeners, &hosts);
     checker.unused();
     let Checker {
@@ -84,6 +86,7 @@ pub fn check(file: &File) -> (Draft, Report) {
         }),
         ca_place: file.ca.as_ref().map(|ca| file.place(ca)),
         ca_passphrase,
+        acme,
         dns_tls,
     };
     (draft, all)
