@@ -251,6 +251,7 @@ async fn exchanges(
     pace: &mut Pace,
 ) -> Option<GoesTo> {
     let mut own_answers = 0;
+    let member = core.admission.member(peer.client.ip());
     loop {
         let limits = core.view().limits;
         let grace = std::mem::take(&mut pace.grace);
@@ -269,7 +270,7 @@ async fn exchanges(
         let next = loop {
             let before = core.counters.get(Counter::exchanges_answered_here);
             // Boxed: a connection that waits does not carry an exchange's state along.
-            let next = Box::pin(exchange::run(core, peer, draft, down, &mut desk)).await;
+            let next = Box::pin(exchange::run(core, peer, &member, draft, down, &mut desk)).await;
             // Those of other connections count as well, if this one waited: harmless.
             own_answers += u64::from(core.counters.get(Counter::exchanges_answered_here) != before);
             if own_answers >= OWN_ANSWERS_PER_TURN {

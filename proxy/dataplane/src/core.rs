@@ -10,6 +10,7 @@ use wire::head::{RequestHead, ResponseHead};
 use wire::rewrite::Plan;
 
 use crate::addresses::Failures;
+use crate::admission::Admission;
 use crate::balance::Burden;
 use crate::buffer::FreeList;
 use crate::complaint::Complaints;
@@ -36,6 +37,8 @@ pub struct Core {
     pub hubs: Hubs,
     pub ledger: Ledger,
     pub complaints: Complaints,
+    /// Whose exchanges are under way.
+    pub admission: Rc<Admission>,
     /// How busy this core is, and who could help.
     pub burden: Burden,
     /// Nothing new is accepted, and every answer ends its connection.
@@ -86,6 +89,7 @@ impl Core {
             hubs: Hubs::default(),
             ledger,
             complaints: Complaints::default(),
+            admission: Rc::default(),
             burden: Burden::default(),
             draining: Cell::new(false),
             retiring: Cell::new(false),

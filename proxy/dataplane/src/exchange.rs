@@ -20,6 +20,7 @@ use wire::head::{
 use wire::inspect::Uninspected;
 use wire::rewrite::{self, Plan, ResponseEdit};
 
+use crate::admission::Member;
 use crate::connection::Peer;
 use crate::core::{Core, Desk};
 use crate::forward::{self, Sent};
@@ -63,6 +64,7 @@ pub enum Next {
 pub async fn run(
     core: &Rc<Core>,
     peer: &Peer,
+    member: &Member,
     draft: &Rc<RefCell<Draft>>,
     down: &mut Transport,
     desk: &mut Desk,
@@ -116,17 +118,22 @@ pub async fn run(
         }
     };
     let mut rest = Rest::of(framing, desk.request.rest().len());
-    if core.counters.get(Counter::exchanges_open) > view.limits.exchanges_max as u64 {
-        core.count(Counter::exchanges_refused_limit);
-        if let Some(unsaid) = core.complaints.exchanges.may(core.tick.now_ms()) {
-            tracing::warn!(
-                exchanges_max = view.limits.exchanges_max,
-                unsaid,
-                "a request was answered 503: exchanges_max requests are under way on this core; raise it if memory allows, or look at which upstream is slow"
-            );
+    let _place = match member.enter(view.limits.exchanges_max) {
+        Ok(place) => place,
+        Err(full) => {
+            core.count(Counter::exchanges_refused_limit);
+            if let Some(unsaid) = core.complaints.exchanges.may(core.tick.now_ms()) {
+                tracing::warn!(
+                    exchanges_max = view.limits.exchanges_max,
+                    client = %peer.client.ip(),
+                    held = full.held,
+                    unsaid,
+                    "a request was answered 503: exchanges_max requests are under way on this core, or all but what is kept for other callers; raise it if memory allows, or look at which upstream is slow"
+                );
+            }
+            return exchange.refuse(desk, &OVERLOADED, rest).await;
         }
-        return exchange.refuse(desk, &OVERLOADED, rest).await;
-    }
+    };
     if let BodyFraming::Length(length) = framing
         && length <= GATHER_BYTES_MAX
         && !desk.request.expects_continue()

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod addresses;
+mod admission;
 mod balance;
 #[cfg(feature = "bench")]
 #[doc(hidden)]

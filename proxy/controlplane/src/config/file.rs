@@ -339,7 +339,7 @@ pub struct Server {
     pub drain_timeout: Option<Written<Period>>,
     /// Callers' connections at once, per worker. Past it a caller that keeps the core waiting makes room for a new one; without any, the new one is closed. Default: `16384`.
     pub connections_max: Option<Written<u64>>,
-    /// Requests under way at once, per worker, upgraded connections among them. Past it the answer is 503 with `Retry-After`. Default: `8192`.
+    /// Requests under way at once, per worker, upgraded connections among them. Past it the answer is 503 with `Retry-After`; one address gets seven eighths of it at most. Default: `8192`.
     pub exchanges_max: Option<Written<u64>>,
     /// Size of a request head. Past it the answer is 431. Default: `"32KiB"`.
     pub head_bytes_max: Option<Written<Size>>,

@@ -233,3 +233,62 @@ fn a_flood_of_one_caller_starves_no_other() {
     });
     assert_eq!(site.claviger.status()["exchanges_panicked"], 0);
 }
+
+/// A caller that fills a core's places (`exchanges_max`) with requests that wait leaves some for others.
+#[test]
+fn a_caller_that_takes_what_places_there_are_leaves_some() {
+    /// Places, and what of them one caller gets: seven times what it leaves, but for the last one.
+    const PLACES: usize = 16;
+    const SHARE: usize = 14;
+    let site = Site::build(&[], |world, mock, key_file| {
+        config(
+            world,
+            &mock.upstream("mock", HOST),
+            key_file,
+            &format!("exchanges_max = {PLACES}\n"),
+            "",
+        )
+        .replace("[\"127.0.0.1:0\"]", "[\"127.0.0.1:0\", \"[::1]:0\"]")
+    });
+    let theirs = site.claviger.addresses_of("main")[1];
+    let mut flood: Vec<_> = (0..MANY)
+        .map(|_| {
+            let config = Arc::new(site.world.client_config());
+            Client::tls(theirs, HOST, config, site.world.transcript()).expect("it listens")
+        })
+        .collect();
+    for one in &mut flood {
+        one.send(format!(
+            "GET /delay/600000 HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+        ));
+    }
+    let status = &site.claviger;
+    status.wait_count("exchanges_refused_limit", (MANY - SHARE) as u64);
+    status.wait_count("exchanges_open", SHARE as u64);
+    let line = status
+        .log()
+        .wait_event(0, "a request was answered 503: exchanges_max requests");
+    assert_eq!(line["held"], SHARE as u64);
+    assert_eq!(line["client"], "::1");
+    // They go on trying, which changes nothing.
+    let mut others: Vec<_> = (0..PLACES - SHARE).map(|_| site.connect()).collect();
+    for _ in 0..20 {
+        let mut again = Client::tls(
+            theirs,
+            HOST,
+            Arc::new(site.world.client_config()),
+            site.world.transcript(),
+        )
+        .expect("it listens");
+        again.get(HOST, "/ok").expect_own(503, "core_overloaded");
+        for other in &mut others {
+            other.get(HOST, "/ok").expect(200);
+        }
+    }
+    // What they held is free again.
+    drop(flood);
+    status.wait_count("exchanges_open", 0);
+    for one in &mut others {
+        one.get(HOST, "/ok").expect(200);
+    }
+}
