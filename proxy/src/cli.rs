@@ -32,6 +32,8 @@ pub enum Command {
     Status(Status),
     /// Print the JSON Schema of the configuration.
     Schema,
+    /// Write a configuration to begin with: for an edge, a hub, or one service.
+    Init(Init),
     /// The internal certificate authority.
     #[command(subcommand)]
     Ca(Ca),
@@ -121,6 +123,87 @@ pub struct Explain {
     pub json: bool,
     #[command(flatten)]
     pub config: Config,
+}
+
+/// `claviger init`
+#[derive(Debug, Args)]
+pub struct Init {
+    #[command(subcommand)]
+    pub what: InitWhat,
+    /// The file to write; default: standard output.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Overwrite a file that is there.
+    #[arg(long, global = true)]
+    pub force: bool,
+    /// Where keys, certificates and tokens are.
+    #[arg(
+        long,
+        global = true,
+        default_value = "/etc/claviger",
+        value_name = "DIR"
+    )]
+    pub dir: PathBuf,
+    /// Where state is kept.
+    #[arg(
+        long,
+        global = true,
+        default_value = "/var/lib/claviger",
+        value_name = "DIR"
+    )]
+    pub state_dir: PathBuf,
+    /// The audit trail.
+    #[arg(
+        long,
+        global = true,
+        default_value = "/var/log/claviger/audit.ndjson",
+        value_name = "FILE"
+    )]
+    pub audit: PathBuf,
+}
+
+/// Which configuration.
+#[derive(Debug, Subcommand)]
+pub enum InitWhat {
+    /// A Claviger without keys, near its callers, that forwards to a hub.
+    Edge {
+        /// A hub's name; several stand in for each other, the first one is preferred.
+        #[arg(long, required = true, value_name = "HOST")]
+        hub: Vec<String>,
+        /// A host that services here call; may be repeated.
+        #[arg(long, value_name = "HOST")]
+        host: Vec<String>,
+        /// A provider whose hosts services here call; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        preset: Vec<String>,
+        /// Show the hub a token in place of a client certificate.
+        #[arg(long)]
+        token: bool,
+    },
+    /// A Claviger with keys, that edges come to.
+    Hub {
+        /// The name by which edges know it.
+        #[arg(long, value_name = "HOST")]
+        host: String,
+        /// The edge's name here.
+        #[arg(long, default_value = "edge", value_name = "NAME")]
+        edge: String,
+        /// Where the edge comes from, as in 203.0.113.7/32; may be repeated.
+        #[arg(long, value_name = "NETWORK")]
+        edge_network: Vec<String>,
+        /// A provider whose key is held here; may be repeated.
+        #[arg(long, value_name = "NAME")]
+        preset: Vec<String>,
+    },
+    /// One provider's API, as a file for conf.d.
+    Service {
+        /// The provider.
+        #[arg(long, value_name = "NAME")]
+        preset: String,
+        /// Who may use it: "open", a network, or the name of a [caller.NAME]; may be repeated.
+        #[arg(long, value_name = "CALLER")]
+        caller: Vec<String>,
+    },
 }
 
 /// `claviger ca`

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         cli::Command::Explain(args) => tools::explain(args),
         cli::Command::Status(args) => tools::status(args),
         cli::Command::Schema => tools::schema(),
+        cli::Command::Init(args) => tools::init(args),
         cli::Command::Ca(args) => tools::ca(args),
         cli::Command::Hunt(args) => tools::hunt(args),
         cli::Command::Demo(args) => demo::run(args),

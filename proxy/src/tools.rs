@@ -118,6 +118,70 @@ pub fn schema() -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `claviger init`
+pub fn init(args: &cli::Init) -> Outcome {
+    let what = match &args.what {
+        cli::InitWhat::Edge {
+            hub,
+            host,
+            preset,
+            token,
+        } => config::Init::Edge {
+            hubs: hub.clone(),
+            by_token: *token,
+            hosts: host.clone(),
+            presets: preset.clone(),
+        },
+        cli::InitWhat::Hub {
+            host,
+            edge,
+            edge_network,
+            preset,
+        } => config::Init::Hub {
+            host: host.clone(),
+            edge: edge.clone(),
+            edge_networks: edge_network.clone(),
+            presets: preset.clone(),
+        },
+        cli::InitWhat::Service { preset, caller } => config::Init::Service {
+            preset: preset.clone(),
+            callers: caller.clone(),
+        },
+    };
+    let text = what.render(&config::Places {
+        directory: args.dir.clone(),
+        state: args.state_dir.clone(),
+        audit: args.audit.clone(),
+    })?;
+    let Some(path) = &args.out else {
+        print_out(text.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true);
+    match args.force {
+        true => options.create(true).truncate(true),
+        false => options.create_new(true),
+    };
+    let written = options
+        .open(path)
+        .and_then(|mut file| file.write_all(text.as_bytes()));
+    match written {
+        Ok(()) => {
+            println!(
+                "{} is written; it says what has to be put where",
+                path.display()
+            );
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(format!(
+            "{} is there already; write another file with --out, or replace it with --force",
+            path.display()
+        )),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    }
+}
+
 /// `claviger completions`
 pub fn completions(shell: clap_complete::Shell) -> Outcome {
     let mut script = Vec::new();

@@ -3,6 +3,7 @@
 
 mod cut;
 mod failover;
+mod init;
 mod trust;
 
 use std::fmt::Write as _;

@@ -328,7 +328,12 @@ pub(super) fn network(text: &str) -> Result<IpNet, NetworkError> {
 pub(super) fn is_wide(network: IpNet) -> bool {
     match network {
         IpNet::V4(v4) => v4.prefix_len() < 8,
-        IpNet::V6(v6) => v6.prefix_len() < 16 && !v6.addr().is_unique_local(),
+        IpNet::V6(v6) => {
+            let address = v6.addr();
+            let is_near = v6.prefix_len() >= 7 && address.is_unique_local()
+                || v6.prefix_len() >= 10 && address.is_unicast_link_local();
+            v6.prefix_len() < 16 && !is_near
+        }
     }
 }
 
@@ -352,6 +357,7 @@ mod tests {
         let networks = local_networks();
         assert_eq!(networks.len(), 8);
         for network in &networks {
+            assert!(!is_wide(*network), "{network}");
             for address in [network.network(), network.broadcast()] {
                 assert!(policy::access::is_local(address), "{address}");
             }

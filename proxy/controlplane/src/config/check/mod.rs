@@ -420,7 +420,7 @@ fn served_name(name: &str) -> Result<(), Option<String>> {
 }
 
 /// A DNS name in lower case (RFC 1123, section 2.1; underscores are met with).
-fn is_host_name(name: &str) -> bool {
+pub(super) fn is_host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label
