@@ -15,7 +15,7 @@ pub struct Rng {
     state: u64,
     /// How many times rarer oddities are: half of all connections are mostly valid, since
     /// what is refused shows nothing, and the others have several oddities at once.
-    calm: usize,
+    pub calm: usize,
 }
 
 impl Rng {
@@ -41,16 +41,16 @@ impl Rng {
     }
 
     /// Once in `times`.
-    fn once_in(&mut self, times: usize) -> bool {
+    pub fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
     /// The same for what is mostly refused.
-    fn odd_in(&mut self, times: usize) -> bool {
+    pub fn odd_in(&mut self, times: usize) -> bool {
         self.below(times * self.calm) == 0
     }
 
-    fn one<'c>(&mut self, choices: &[&'c str]) -> &'c str {
+    pub fn one<'c>(&mut self, choices: &[&'c str]) -> &'c str {
         choices[self.below(choices.len())]
     }
 }

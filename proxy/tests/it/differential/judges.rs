@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::hyper::hyper;
 use super::nginx::Nginx;
@@ -43,19 +44,7 @@ impl Reading {
             let (Some(one), Some(other)) = (one, other) else {
                 return true;
             };
-            let comparable = |fields: &[(String, String)]| {
-                let mut fields: Vec<(String, String)> = fields
-                    .iter()
-                    .map(|(name, value)| {
-                        let value = value.trim_matches([' ', '\t']).to_owned();
-                        (name.to_ascii_lowercase(), value)
-                    })
-                    .filter(|(name, _)| !unseen.contains(&&**name))
-                    .collect();
-                fields.sort_by(|(one, _), (other, _)| one.cmp(other));
-                fields
-            };
-            comparable(one) == comparable(other)
+            comparable(one, unseen) == comparable(other, unseen)
         };
         self.error.is_none()
             && other.error.is_none()
@@ -72,6 +61,20 @@ impl Reading {
                         && known(&one.trailers, &other.trailers)
                 })
     }
+}
+
+/// Fields as they are compared: see [`Reading::agrees`].
+pub fn comparable(fields: &[(String, String)], unseen: &[&str]) -> Vec<(String, String)> {
+    let mut fields: Vec<(String, String)> = fields
+        .iter()
+        .map(|(name, value)| {
+            let value = value.trim_matches([' ', '\t']).to_owned();
+            (name.to_ascii_lowercase(), value)
+        })
+        .filter(|(name, _)| !unseen.contains(&&**name))
+        .collect();
+    fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+    fields
 }
 
 /// A parser that others wrote.
@@ -178,14 +181,15 @@ impl Judge {
 }
 
 /// A parser in a process of its own: each message is four bytes of length, then that many.
-struct Talker {
+pub struct Talker {
     child: Child,
     input: Option<ChildStdin>,
     output: ChildStdout,
 }
 
 impl Talker {
-    fn start(program: PathBuf, arguments: &[PathBuf]) -> Self {
+    /// Starts it.
+    pub fn start(program: PathBuf, arguments: &[PathBuf]) -> Self {
         let mut child = Command::new(&program)
             .args(arguments)
             .stdin(Stdio::piped())
@@ -205,7 +209,8 @@ impl Talker {
         }
     }
 
-    fn ask(&mut self, stream: &[u8]) -> std::io::Result<Reading> {
+    /// What it makes of a message.
+    pub fn ask<R: DeserializeOwned>(&mut self, stream: &[u8]) -> std::io::Result<R> {
         let input = self.input.as_mut().expect("it is open until the end");
         let length = u32::try_from(stream.len()).expect("short");
         input.write_all(&length.to_be_bytes())?;

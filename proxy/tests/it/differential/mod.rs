@@ -8,6 +8,7 @@
 //! disagreement is a defect, and is printed with its seed:
 //! `scripts/differential 1 SEED` replays it.
 
+mod answers;
 mod generate;
 mod hyper;
 mod judges;
@@ -45,9 +46,6 @@ struct Recorded {
 
 #[test]
 fn what_is_forwarded_is_read_in_one_way_only() {
-    let number = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
-    };
     let count = number("CLAVIGER_DIFFERENTIAL", CONNECTIONS);
     let first = number("CLAVIGER_DIFFERENTIAL_SEED", 1);
     let site = Site::start(first);
@@ -496,6 +494,11 @@ fn compare(judge: &mut Judge, recorded: &[Recorded]) -> Result<(), Box<Differenc
         theirs,
         ours,
     }))
+}
+
+/// What a variable of the environment says.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |text| text.parse().expect("a number"))
 }
 
 /// The Python with the judges in it.
