@@ -25,6 +25,7 @@ from harness.contender import CannotMeasure, Job, tree, write_private
 HOST = "api.example.com"
 KEY = "perf-real-key-" + "0123456789abcdef" * 2
 NEXT_KEY = "perf-next-key-" + "fedcba9876543210" * 2
+SHORT_KEY = "perf-short-key"
 CALLERS_KEY = "perf-callers-own-key"
 # The way without a proxy, in every place where a contender's name may stand.
 DIRECT = "direct"
@@ -125,7 +126,7 @@ class Bench:
     # ---- Starting ----
 
     def start_upstream(self):
-        """The mock API: answers behind either of two keys, on the load's core."""
+        """The mock API: answers behind any of three keys, on the load's core."""
         tls = self.work / "tls"
         process, port, self.control = self.spawn_upstream(tls)
         self.ca, self.cert, self.cert_key = tls / "ca.pem", tls / "cert.pem", tls / "key.pem"
@@ -138,7 +139,7 @@ class Bench:
     def spawn_upstream(self, tls, slow=slowdown.NONE):
         """A mock API with certificates of its own below `tls`; returns its process, its port and that of its control."""
         tls.mkdir()
-        keys = write_private(self.work / "keys", f"{KEY}\n{NEXT_KEY}\n")
+        keys = write_private(self.work / "keys", f"{KEY}\n{NEXT_KEY}\n{SHORT_KEY}\n")
         process = self.spawn(
             [
                 self.upstream_program,
@@ -171,11 +172,12 @@ class Bench:
         contender.find()
         directory = self.work / name
         directory.mkdir(mode=0o700)
+        key = key_of(contender)
         cpus = [self.proxy_cpu, self.load_cpu][: self.workers] if self.workers <= 2 else list(range(self.workers))
         job = Job(
             dir=directory, port=machine.free_port(), host=HOST, upstream_port=self.running[DIRECT].port,
             ca=self.ca, cert=self.cert, cert_key=self.cert_key, bundle=self.bundle,
-            key=KEY, key_file=write_private(directory / "key", KEY),
+            key=key, key_file=write_private(directory / "key", key),
             cpu=cpus[0], workers=self.workers, cpus=cpus, routes=self.routes,
             user=contenders.current_user() if os.geteuid() == 0 else None,
         )
@@ -265,9 +267,10 @@ class Bench:
 
     def check_whole_job(self, name):
         """Everything that the scenarios lean on. Some of it is a matter of time, so a busy moment is forgiven."""
+        key = key_of(contenders.load(slowdown.plain(name)))
         for attempt in range(JOB_CHECKS):
             try:
-                job_check.check(self.running[name].port, self.ca, key=KEY, host=HOST, name=name, mock_stats=self.stats,
+                job_check.check(self.running[name].port, self.ca, key=key, host=HOST, name=name, mock_stats=self.stats,
                                 workers=self.workers)
                 with tempfile.TemporaryDirectory(prefix="claviger-perf-wrong-") as wrong:
                     job_check.refuses_the_wrong(contenders.load_found(slowdown.plain(name)), Path(wrong), self)
@@ -408,6 +411,11 @@ def request(path, close=False, key=CALLERS_KEY):
     ending = "Connection: close\r\n" if close else ""
     return (f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\nAuthorization: Bearer {key}\r\nAccept: */*\r\n"
             f"{ending}\r\n").encode()
+
+
+def key_of(contender):
+    """The key that a contender writes."""
+    return SHORT_KEY if contender.short_key else KEY
 
 
 def fingerprint(key):

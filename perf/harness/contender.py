@@ -64,6 +64,7 @@ class Contender:
 
     name: str  # as in `--contenders` and in the history
     title: str  # as in tables: "nginx", "HAProxy", ...
+    short_key = False  # True for one whose key is too short for Claviger to search answers for
     baseline = False  # True for the one that all others are held against
     install = ""  # the command that installs it, for the message when it is missing
 
