@@ -270,14 +270,25 @@ fn hub(
     Ok(text)
 }
 
-/// `[host]` of the hub's public name, left open for further lines.
+/// The hub's public certificate: `[acme]`, and `[host]` left open for further lines.
 fn public_certificate(text: &mut String, host: &str, places: &Places) {
     let _ = write!(
         text,
-        "[host.\"{host}\"]\n\
-         # A public certificate, which edges verify without further ado; it is read again when it changes.\n\
-         certificate = {}\n\
-         private_key = {}\n",
+        "# A public certificate, which edges verify without further ado: obtained by ACME and renewed by itself.\n\
+         # The hook writes the DNS record that shows that the name is yours, so that nothing has to be opened\n\
+         # towards here; docs/certificates.md says how it is called.\n\
+         [acme]\n\
+         # By this line you agree to the authority's terms of service.\n\
+         terms_agreed = true\n\
+         challenge = \"dns-01\"\n\
+         hook = [{}]\n\
+         # contact = \"mailto:operators@example.com\"\n\n\
+         [host.\"{host}\"]\n\
+         certificate = \"acme\"\n\
+         # Or, without [acme], one from elsewhere, which is read again when it changes:\n\
+         # certificate = {}\n\
+         # private_key = {}\n",
+        quoted(&places.directory.join("acme-dns")),
         reference(&places.directory.join("tls/hub.pem")),
         reference(&places.directory.join("tls/hub.key")),
     );

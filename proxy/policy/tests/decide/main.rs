@@ -4,6 +4,7 @@
 //! is written once and no other one at all, and that nothing shows a key.
 
 mod callers;
+mod edges;
 mod forwarding;
 mod hosts;
 mod inject;

@@ -283,7 +283,7 @@ pub fn token(version: &str) -> String {
     format!("token-{version}-0123456789-{CALLER_SECRET}")
 }
 
-fn named(
+pub fn named(
     name: &str,
     networks: &[&str],
     tokens: &[&str],

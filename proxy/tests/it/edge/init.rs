@@ -99,14 +99,7 @@ fn every_edge_and_hub_is_accepted() {
     // One file holds both; each name is read for its part.
     std::fs::copy(world.path("edge.pem"), world.path("edge.key")).expect("writable");
     world.key_file("edge.token");
-    std::fs::create_dir_all(world.path("tls")).expect("writable");
     std::fs::create_dir_all(world.path("keys")).expect("writable");
-    let public = pki::TestCa::new(&world.subdirectory("public"), "public");
-    let made = world.subdirectory("made");
-    let (chain, key) = public.server_files(&made, &["keys.company.example"]);
-    for (from, to) in [(chain, "tls/hub.pem"), (key, "tls/hub.key")] {
-        world.write(to, std::fs::read(from).expect("just written"));
-    }
     let presets = presets();
     let mut domains = vec!["example.com".to_owned()];
     let mut files = Vec::new();
