@@ -259,6 +259,9 @@ pub enum Ca {
         #[arg(long, value_name = "REF")]
         passphrase: Option<SecretRef>,
     },
+    /// Replace the root, with a time in which machines may trust either.
+    #[command(subcommand)]
+    Rollover(Rollover),
     /// Encrypt the authority's private keys under a passphrase, or under another one.
     Encrypt {
         /// Where the authority's files are.
@@ -288,9 +291,16 @@ pub enum Ca {
         /// The file to write; default: standard output.
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
-        /// DER instead of PEM.
-        #[arg(long)]
+        /// In which form: pem, der, pkcs12 (a trust store, as Java takes it) or deb (a Debian
+        /// package that installs it).
+        #[arg(long, value_enum, default_value = "pem", value_name = "FORM")]
+        format: ExportForm,
+        /// The same as --format der.
+        #[arg(long, conflicts_with = "format")]
         der: bool,
+        /// Where the password of a PKCS#12 store is. Default: changeit, as Java's own has.
+        #[arg(long, value_name = "REF")]
+        password: Option<SecretRef>,
         /// Overwrite a file that is there.
         #[arg(long)]
         force: bool,
@@ -324,6 +334,58 @@ pub struct Hunt {
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// In which form roots are exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExportForm {
+    /// Text; both roots of a roll-over.
+    Pem,
+    /// One certificate in DER.
+    Der,
+    /// A trust store.
+    Pkcs12,
+    /// A Debian package.
+    Deb,
+}
+
+/// `claviger ca rollover`
+#[derive(Debug, Subcommand)]
+pub enum Rollover {
+    /// Make the next root. From here on both are exported, and either verifies.
+    Start {
+        #[command(flatten)]
+        ca: RolloverCa,
+        /// A domain that the next root may issue for; may be repeated. Default: as the present one.
+        #[arg(long, value_name = "DOMAIN", num_args = 1..)]
+        permit: Vec<String>,
+    },
+    /// Issue from the next root. Either still verifies.
+    Switch {
+        #[command(flatten)]
+        ca: RolloverCa,
+    },
+    /// Trust the former root no more.
+    Finish {
+        #[command(flatten)]
+        ca: RolloverCa,
+    },
+    /// Give the next root up before the switch.
+    Cancel {
+        #[command(flatten)]
+        ca: RolloverCa,
+    },
+}
+
+/// Which authority is rolled over.
+#[derive(Debug, Args)]
+pub struct RolloverCa {
+    /// Where the authority's files are.
+    #[arg(long, default_value = "/var/lib/claviger/ca", value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Where the passphrase of its keys is.
+    #[arg(long, value_name = "REF")]
+    pub passphrase: Option<SecretRef>,
 }
 
 /// `claviger demo`

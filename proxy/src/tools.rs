@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use controlplane::config::{self, ResolveContext};
 use controlplane::credentials::{self, SecretRef, SourcePolicy};
 use controlplane::hunt;
-use controlplane::pki::{ExpiryState, Passphrase, authority};
+use controlplane::pki::{ExpiryState, Passphrase, authority, export, rollover};
 use controlplane::status;
 
 use crate::cli;
@@ -245,6 +245,7 @@ pub fn ca(args: &cli::Ca) -> Outcome {
             .map_err(|error| error.to_string())?;
             print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())?;
         }
+        cli::Ca::Rollover(step) => rollover(step, now)?,
         cli::Ca::Encrypt {
             dir,
             passphrase,
@@ -254,14 +255,25 @@ pub fn ca(args: &cli::Ca) -> Outcome {
         cli::Ca::Export {
             dir,
             out,
+            format,
             der,
+            password,
             force,
         } => {
-            let report = authority::export(&authority::ExportOptions {
+            let report = export::export(&export::ExportOptions {
                 dir: dir.clone(),
                 out: out.clone(),
-                der: *der,
+                format: match format {
+                    _ if *der => export::ExportFormat::Der,
+                    cli::ExportForm::Pem => export::ExportFormat::Pem,
+                    cli::ExportForm::Der => export::ExportFormat::Der,
+                    cli::ExportForm::Pkcs12 => {
+                        export::ExportFormat::Pkcs12(store_password(password.as_ref())?)
+                    }
+                    cli::ExportForm::Deb => export::ExportFormat::Deb,
+                },
                 force: *force,
+                now,
             })
             .map_err(|error| error.to_string())?;
             if out.is_none() {
@@ -324,6 +336,34 @@ fn managed(path: &std::path::Path, options: &mut hunt::Options) -> Result<(), St
         .filter_map(|credential| credential.reference.path())
         .collect();
     Ok(())
+}
+
+fn rollover(step: &cli::Rollover, now: SystemTime) -> Result<(), String> {
+    let options = |ca: &cli::RolloverCa, permit: &[String]| {
+        Ok::<_, String>(rollover::RolloverOptions {
+            dir: ca.dir.clone(),
+            permit: permit.to_vec(),
+            passphrase: passphrase_of(ca.passphrase.as_ref())?,
+            now,
+        })
+    };
+    let report = match step {
+        cli::Rollover::Start { ca, permit } => rollover::start(&options(ca, permit)?),
+        cli::Rollover::Switch { ca } => rollover::switch(&options(ca, &[])?),
+        cli::Rollover::Finish { ca } => rollover::finish(&options(ca, &[])?),
+        cli::Rollover::Cancel { ca } => rollover::cancel(&options(ca, &[])?),
+    };
+    let report = report.map_err(|error| error.to_string())?;
+    print_out(format!("{}\n", report.to_string().trim_end()).as_bytes())
+}
+
+fn store_password(reference: Option<&SecretRef>) -> Result<export::TrustStorePassword, String> {
+    let Some(reference) = reference else {
+        return Ok(export::TrustStorePassword::default());
+    };
+    let fetched = credentials::fetch(reference, &SourcePolicy::default())
+        .map_err(|error| error.to_string())?;
+    Ok(export::TrustStorePassword::new(fetched.secret))
 }
 
 fn rekey(

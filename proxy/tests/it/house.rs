@@ -116,7 +116,7 @@ fn lines_with(directory: &str, words: &[&str]) -> Vec<String> {
 }
 
 /// Where a secret of our own is used, which never goes to an upstream.
-const UNLOCKING: [&str; 2] = ["pki/sealed.rs:", "pki/acme/order.rs:"];
+const UNLOCKING: [&str; 3] = ["pki/sealed.rs:", "pki/export.rs:", "pki/acme/order.rs:"];
 
 #[test]
 fn secrets_are_read_in_policy_only() {

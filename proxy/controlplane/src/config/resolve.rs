@@ -769,8 +769,13 @@ impl Resolver<'_> {
         }
         self.expiries.extend(authority.expiries());
         // A CA that was made anew is in use at once.
-        self.watch
-            .extend(["root.pem", "intermediate.pem"].map(|name| dir.join(name)));
+        let files = [
+            "root.pem",
+            "intermediate.pem",
+            "next-root.pem",
+            "former-root.pem",
+        ];
+        self.watch.extend(files.map(|name| dir.join(name)));
         let names: Vec<String> = hosts.iter().map(|host| host.name.clone()).collect();
         let coverage = authority.coverage(&names);
         if !coverage.is_reachable() {

@@ -42,14 +42,16 @@ use super::{CertificateKind, Expiry, OwnCa, PkiError};
 /// intermediate's is read when a [`LeafIssuer`] is asked for.
 #[derive(Debug)]
 pub struct Authority {
-    dir: CaDir,
-    root: Certificate,
+    pub(super) dir: CaDir,
+    pub(super) root: Certificate,
     root_pem: String,
     /// Why there is none, if there is none: then [`Authority::ensure_intermediate`] makes one.
     intermediate: Result<Certificate, String>,
+    /// The other root of a roll-over.
+    pub(super) other: Option<OtherRoot>,
     /// The intermediate's key, if it was opened with the passphrase: opening it is slow.
     opened: Option<Arc<Zeroizing<KeyPair>>>,
-    state: State,
+    pub(super) state: State,
     passphrase: Option<Passphrase>,
 }
 
@@ -61,6 +63,12 @@ impl Authority {
     /// No readable root, a root without name constraints, or a broken state file.
     pub fn load(dir: &Path, passphrase: Option<&Passphrase>) -> Result<Authority, PkiError> {
         let dir = CaDir::new(dir);
+        let _lock = dir.lock_to_read();
+        Authority::read(dir, passphrase)
+    }
+
+    /// The same, for whoever has the directory locked.
+    pub(super) fn read(dir: CaDir, passphrase: Option<&Passphrase>) -> Result<Authority, PkiError> {
         let root = match Certificate::read(&dir.root_pem()) {
             Err(PkiError::Io {
                 path,
@@ -89,11 +97,13 @@ impl Authority {
         let intermediate = read_intermediate(&dir, &root, passphrase, &mut opened);
         let state = dir.read_state()?;
         let root_pem = x509::to_pem(&root.der);
+        let other = OtherRoot::read(&dir, &root)?;
         Ok(Authority {
             dir,
             root,
             root_pem,
             intermediate,
+            other,
             opened,
             state,
             passphrase: passphrase.cloned(),
@@ -152,9 +162,10 @@ impl Authority {
                 _ => return Err(err),
             },
         };
-        let passphrase = self.passphrase.as_ref();
-        self.intermediate = read_intermediate(&self.dir, &self.root, passphrase, &mut self.opened);
-        self.state = self.dir.read_state()?;
+        let passphrase = self.passphrase.take();
+        *self = Authority::read(self.dir.clone(), passphrase.as_ref())?;
+        // There may be another root.
+        self.refuse_outside_root(&hosts)?;
         let need = self.need(&hosts, now);
         let reason = match &need {
             Need::Nothing { until } => return Ok(Ensured::Kept { until: *until }),
@@ -200,6 +211,7 @@ impl Authority {
         }
         Ok(LeafIssuer::new(
             intermediate.der.clone(),
+            self.cross().map(|cross| cross.der.clone()),
             &intermediate.facts,
             key,
         ))
@@ -207,7 +219,12 @@ impl Authority {
 
     /// What an upstream must not present: see [`super::verify`].
     pub fn own_ca(&self) -> OwnCa {
-        let certificates = [Some(&self.root), self.intermediate.as_ref().ok()];
+        let other = self.other.as_ref();
+        let certificates = [
+            Some(&self.root),
+            self.intermediate.as_ref().ok(),
+            other.map(|other| &other.root),
+        ];
         let keys = certificates
             .iter()
             .flatten()
@@ -230,6 +247,9 @@ impl Authority {
             not_after: certificate.facts.not_after,
         };
         let mut expiries = vec![of(CertificateKind::CaRoot, &self.root)];
+        if let Some(other) = &self.other {
+            expiries.push(of(CertificateKind::CaRoot, &other.root));
+        }
         if let Ok(intermediate) = &self.intermediate {
             expiries.push(of(CertificateKind::CaIntermediate, intermediate));
         }
@@ -258,6 +278,19 @@ impl Authority {
             content.is_ok_and(|pem| PrivateKeyDer::from_pem_slice(&pem).is_ok())
         });
         paths
+    }
+
+    /// Every root that callers shall trust: the one that certificates come from first, and in a
+    /// roll-over the other one.
+    pub(super) fn roots(&self) -> Vec<&Certificate> {
+        let mut roots = vec![&self.root];
+        roots.extend(self.other.iter().map(|other| &other.root));
+        roots
+    }
+
+    /// The root, signed by the other one of a roll-over.
+    fn cross(&self) -> Option<&Certificate> {
+        self.other.as_ref().and_then(|other| other.cross.as_ref())
     }
 
     /// The root certificate in PEM, for callers to trust.
@@ -472,7 +505,7 @@ pub enum KeyType {
 }
 
 impl KeyType {
-    fn generate_ca_key(self) -> Result<Zeroizing<KeyPair>, PkiError> {
+    pub(super) fn generate_ca_key(self) -> Result<Zeroizing<KeyPair>, PkiError> {
         self.generate(RsaKeySize::_3072)
     }
 
@@ -863,81 +896,76 @@ impl fmt::Display for RekeyReport {
     }
 }
 
-/// Arguments of `claviger ca export`.
+/// The root that is to come, or that was, in a roll-over.
 #[derive(Clone, Debug)]
-pub struct ExportOptions {
-    /// The authority's directory.
-    pub dir: PathBuf,
-    /// The file to write; `None` for standard output, which is the caller's part.
-    pub out: Option<PathBuf>,
-    /// DER in place of PEM.
-    pub der: bool,
-    /// Replace a file that is there.
-    pub force: bool,
+pub(super) struct OtherRoot {
+    pub(super) which: Which,
+    pub(super) root: Certificate,
+    /// The root in use, signed by this one. None where this one permits no authority that far
+    /// below it.
+    cross: Option<Certificate>,
 }
 
-/// Gives the root certificate, for callers to trust. Never a key.
-///
-/// # Errors
-/// As [`Authority::load`]; a file in the way, without `force`.
-pub fn export(options: &ExportOptions) -> Result<ExportReport, PkiError> {
-    let authority = Authority::load(&options.dir, None)?;
-    let bytes = match options.der {
-        true => authority.root.der.to_vec(),
-        false => authority.root_pem.clone().into_bytes(),
-    };
-    if let Some(out) = &options.out {
-        let existing = if options.force {
-            Existing::Replace
-        } else {
-            Existing::Keep
-        };
-        write_atomic(out, &bytes, CERT_MODE, existing)?;
-    }
-    Ok(ExportReport {
-        bytes,
-        out: options.out.clone(),
-        fingerprint: x509::fingerprint(&authority.root.der),
-        permitted: authority.permitted().to_vec(),
-        not_after: authority.root_not_after(),
-    })
+/// Which root the other one is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Which {
+    /// It will be the one in use.
+    Next,
+    /// It was.
+    Former,
 }
 
-/// What [`export`] gives.
-#[derive(Clone, Debug)]
-pub struct ExportReport {
-    /// The root certificate in the form that was asked for.
-    pub bytes: Vec<u8>,
-    /// The file that was written.
-    pub out: Option<PathBuf>,
-    /// SHA-256 of the certificate, `AB:CD:...`.
-    pub fingerprint: String,
-    /// The domains that it permits.
-    pub permitted: Vec<String>,
-    /// End of its validity.
-    pub not_after: SystemTime,
-}
-
-impl fmt::Display for ExportReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(out) = &self.out {
-            write!(f, "{}: ", out.display())?;
+impl Which {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Which::Next => "next",
+            Which::Former => "former",
         }
-        write!(
-            f,
-            "root certificate for {} until {}, SHA-256 {}",
-            List(&self.permitted),
-            x509::day(self.not_after),
-            self.fingerprint
-        )
+    }
+}
+
+impl OtherRoot {
+    /// Whether whoever trusts it alone verifies what is served.
+    pub(super) fn has_cross(&self) -> bool {
+        self.cross.is_some()
+    }
+
+    /// A roll-over was begun when its root is there: that is written last.
+    fn read(dir: &CaDir, root: &Certificate) -> Result<Option<OtherRoot>, PkiError> {
+        for which in [Which::Next, Which::Former] {
+            let path = dir.other_root(which.as_str(), "root.pem");
+            let other = match Certificate::read(&path) {
+                Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    continue;
+                }
+                other => other?,
+            };
+            let path = dir.other_root(which.as_str(), "cross.pem");
+            let cross = match Certificate::read(&path) {
+                Err(PkiError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    None
+                }
+                cross => Some(cross?),
+            };
+            // What does not fit together (a crash in the middle of a switch) is of no use to anyone.
+            let cross = cross.filter(|cross| {
+                cross.facts.key == root.facts.key && x509::is_issued_by(&cross.der, &other.der)
+            });
+            return Ok(Some(OtherRoot {
+                which,
+                root: other,
+                cross,
+            }));
+        }
+        Ok(None)
     }
 }
 
 /// A certificate and what it says.
 #[derive(Clone, Debug)]
-struct Certificate {
-    der: CertificateDer<'static>,
-    facts: Facts,
+pub(super) struct Certificate {
+    pub(super) der: CertificateDer<'static>,
+    pub(super) facts: Facts,
 }
 
 impl Certificate {
@@ -946,7 +974,7 @@ impl Certificate {
         Ok(Certificate { der, facts })
     }
 
-    fn read(path: &Path) -> Result<Certificate, PkiError> {
+    pub(super) fn read(path: &Path) -> Result<Certificate, PkiError> {
         let mut certificates = read_certificates(path, CERT_BYTES_MAX)?;
         if certificates.len() > 1 {
             return Err(PkiError::file(
@@ -1011,12 +1039,12 @@ fn read_intermediate(
 
 /// How a key lies on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum AtRest {
+pub(super) enum AtRest {
     Plain,
     Encrypted,
 }
 
-fn read_key(
+pub(super) fn read_key(
     path: &Path,
     passphrase: Option<&Passphrase>,
 ) -> Result<(Zeroizing<KeyPair>, AtRest), PkiError> {
@@ -1051,18 +1079,21 @@ fn read_key(
         .map_err(|_| PkiError::file(path, UNUSABLE, CURE))
 }
 
-fn key_hash(key: &KeyPair) -> x509::KeyHash {
+pub(super) fn key_hash(key: &KeyPair) -> x509::KeyHash {
     x509::key_hash(&key.subject_public_key_info())
 }
 
-fn key_pem(key: &KeyPair, passphrase: Option<&Passphrase>) -> Result<Zeroizing<String>, PkiError> {
+pub(super) fn key_pem(
+    key: &KeyPair,
+    passphrase: Option<&Passphrase>,
+) -> Result<Zeroizing<String>, PkiError> {
     match passphrase {
         None => Ok(x509::key_to_pem(key.serialized_der())),
         Some(passphrase) => passphrase.seal(key.serialized_der()),
     }
 }
 
-fn write_intermediate(
+pub(super) fn write_intermediate(
     dir: &CaDir,
     certificate: &Certificate,
     key_pem: &str,
@@ -1092,21 +1123,21 @@ fn write_intermediate(
     )
 }
 
-fn make_root(
+pub(super) fn make_root(
     key: &KeyPair,
     permitted: &[String],
     now: SystemTime,
 ) -> Result<Certificate, PkiError> {
     let mut params = ca_params("Root", permitted, now, now + ROOT_LIFE)?;
-    // One intermediate below, and nothing below that.
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    // An intermediate below, in a roll-over behind the other root, and nothing below that.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(ROOT_PATH_LEN));
     let root = params
         .self_signed(key)
         .map_err(PkiError::crypto("sign the root certificate"))?;
     reread(root)
 }
 
-fn make_intermediate(
+pub(super) fn make_intermediate(
     root: &Certificate,
     root_key: &KeyPair,
     permitted: Vec<String>,
@@ -1138,6 +1169,48 @@ fn make_intermediate(
     Ok((reread(intermediate)?, key))
 }
 
+/// `subject`, a root of ours, signed by `issuer`, another one: whoever trusts the issuer alone gets
+/// from there to the subject's intermediate.
+pub(super) fn cross_sign(
+    subject: &Certificate,
+    subject_key: &KeyPair,
+    issuer: &Certificate,
+    issuer_key: &KeyPair,
+    now: SystemTime,
+) -> Result<Certificate, PkiError> {
+    let not_after = subject.facts.not_after.min(issuer.facts.not_after);
+    let mut params = ca_params("Root", &subject.facts.permitted, now, not_after)?;
+    params.distinguished_name = distinguished_name(&subject.facts.subject);
+    // Addresses are excluded above and below. Java's merging of two such lists, with both kinds of
+    // addresses, ends in an exception (17: "Index 8 out of bounds"), so this one has names alone.
+    if let Some(constraints) = &mut params.name_constraints {
+        constraints.excluded_subtrees.clear();
+    }
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.use_authority_key_identifier_extension = true;
+    let issuer = Issuer::from_ca_cert_der(&issuer.der, issuer_key)
+        .map_err(PkiError::crypto("read the root certificate"))?;
+    let cross = params
+        .signed_by(subject_key, &issuer)
+        .map_err(PkiError::crypto("sign the other root"))?;
+    let cross = reread(cross)?;
+    // Otherwise nobody would find a way through it.
+    match cross.facts.key == subject.facts.key && x509::same_subject(&cross.der, &subject.der) {
+        true => Ok(cross),
+        false => Err(PkiError::Crypto {
+            action: "sign the other root",
+            problem: "it is not named as those that this program makes".to_owned(),
+        }),
+    }
+}
+
+fn distinguished_name(common_name: &str) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "Claviger");
+    name.push(DnType::CommonName, common_name);
+    name
+}
+
 /// What root and intermediate have in common.
 fn ca_params(
     role: &str,
@@ -1158,13 +1231,7 @@ fn ca_params(
     params.not_before = (now - BACKDATE).into();
     params.not_after = not_after.into();
     params.serial_number = Some(serial);
-    params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::OrganizationName, "Claviger");
-    params
-        .distinguished_name
-        .push(DnType::CommonName, format!("Claviger {role} CA {id}"));
+    params.distinguished_name = distinguished_name(&format!("Claviger {role} CA {id}"));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     // Verifiers nest these: nothing below serves for anything but TLS servers.
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -1192,7 +1259,7 @@ fn reread(certificate: rcgen::Certificate) -> Result<Certificate, PkiError> {
 }
 
 /// The domains of `--permit`, without those that another one covers.
-fn permitted_domains(permit: &[String]) -> Result<Vec<String>, PkiError> {
+pub(super) fn permitted_domains(permit: &[String]) -> Result<Vec<String>, PkiError> {
     let domains = HostName::parse_all(permit)?;
     if domains.is_empty() {
         return Err(PkiError::Host {
@@ -1246,6 +1313,9 @@ const PRIVATE_LABELS: [&str; 11] = [
     "example",
     "invalid",
 ];
+
+/// Authorities below a root: the other root of a roll-over, and the intermediate below that.
+pub(super) const ROOT_PATH_LEN: u8 = 2;
 
 /// More hosts than this, and the intermediate permits the root's domains that hold them: its
 /// constraints go over the wire with each full handshake, at some 20 bytes a name.

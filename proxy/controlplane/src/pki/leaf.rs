@@ -45,7 +45,9 @@ impl LeafStore {
     /// dropped then, so that the next [`LeafStore::leaf`] makes them anew; nothing changes if both
     /// are the same.
     pub fn replace_issuer(&mut self, issuer: LeafIssuer, life: Duration) {
-        if issuer.intermediate != self.issuer.intermediate || life != self.life {
+        let is_other =
+            issuer.intermediate != self.issuer.intermediate || issuer.cross != self.issuer.cross;
+        if is_other || life != self.life {
             self.leaves.clear();
         }
         self.life = life;
@@ -125,6 +127,8 @@ impl LeafStore {
 /// Signs leaves with the intermediate's key, which it holds in memory.
 pub struct LeafIssuer {
     intermediate: CertificateDer<'static>,
+    /// Sent behind it during a roll-over: the root, signed by the other one.
+    cross: Option<CertificateDer<'static>>,
     permitted: Vec<String>,
     not_after: SystemTime,
     key: Arc<Zeroizing<KeyPair>>,
@@ -134,11 +138,13 @@ impl LeafIssuer {
     /// Takes an intermediate and its key, which must belong together.
     pub(super) fn new(
         intermediate: CertificateDer<'static>,
+        cross: Option<CertificateDer<'static>>,
         facts: &x509::Facts,
         key: Arc<Zeroizing<KeyPair>>,
     ) -> LeafIssuer {
         LeafIssuer {
             intermediate,
+            cross,
             permitted: facts.permitted.clone(),
             not_after: facts.not_after,
             key,
@@ -257,8 +263,10 @@ impl LeafIssuer {
         let leaf = params
             .signed_by(&*key, &issuer)
             .map_err(PkiError::crypto("sign the server certificate"))?;
+        let mut chain = vec![leaf.der().clone(), self.intermediate.clone()];
+        chain.extend(self.cross.clone());
         Ok(MadeLeaf {
-            chain: vec![leaf.der().clone(), self.intermediate.clone()],
+            chain,
             key,
             not_after,
         })
@@ -277,7 +285,8 @@ impl fmt::Debug for LeafIssuer {
 /// A server certificate with its chain and key, ready for rustls.
 #[derive(Clone)]
 pub struct Leaf {
-    /// Leaf and intermediate (not the root, which callers have), and the signing key.
+    /// Leaf and intermediate (not the root, which callers have; in a roll-over the root signed by
+    /// the other one), and the signing key.
     pub certified: Arc<CertifiedKey>,
     /// When it was made; it is dated back a little.
     pub made: SystemTime,

@@ -7,6 +7,7 @@
 //! intermediate.pem  sent with each leaf                      0644
 //! intermediate.key  signs leaves                             0600
 //! state.json        every key this authority ever used       0644
+//! next-*, former-*  the other root of a roll-over            see `rollover`
 //! replaced-<time>/  what `ca init --force` moved aside
 //! ```
 //!
@@ -104,6 +105,13 @@ impl CaDir {
         Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, errno)| failed(errno.into()))
     }
 
+    /// Waits until no other process replaces files here, as well as that can be done by a process
+    /// that may only read.
+    pub(super) fn lock_to_read(&self) -> Option<Flock<File>> {
+        let dir = File::open(&self.dir).ok()?;
+        Flock::lock(dir, FlockArg::LockShared).ok()
+    }
+
     /// The first of our files that is already there.
     pub(super) fn occupied(&self) -> Option<PathBuf> {
         self.files()
@@ -113,6 +121,15 @@ impl CaDir {
 
     /// Moves what is here into a directory beside it, so that `--force` destroys nothing.
     pub(super) fn set_aside(&self, now: SystemTime) -> Result<PathBuf, PkiError> {
+        self.set_aside_these(&self.files(), now)
+    }
+
+    /// The same of some of the files.
+    pub(super) fn set_aside_these(
+        &self,
+        files: &[PathBuf],
+        now: SystemTime,
+    ) -> Result<PathBuf, PkiError> {
         let seconds = now
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
@@ -127,12 +144,12 @@ impl CaDir {
             .mode(DIR_MODE)
             .create(&aside)
             .map_err(|source| io_error(&aside, "create", source))?;
-        for path in self.files() {
+        for path in files {
             if let Some(name) = path.file_name()
                 && path.symlink_metadata().is_ok()
             {
-                fs::rename(&path, aside.join(name))
-                    .map_err(|source| io_error(&path, "move aside", source))?;
+                fs::rename(path, aside.join(name))
+                    .map_err(|source| io_error(path, "move aside", source))?;
             }
         }
         sync_dir(&self.dir)?;
@@ -176,19 +193,40 @@ impl CaDir {
         write_atomic(&self.state_json(), &text, CERT_MODE, Existing::Replace)
     }
 
-    /// Where private keys may be.
-    pub(super) fn keys(&self) -> Vec<PathBuf> {
-        vec![self.root_key(), self.intermediate_key()]
+    /// A file of the root that is to come (`next`) or that was (`former`) in a roll-over.
+    pub(super) fn other_root(&self, which: &str, file: &str) -> PathBuf {
+        self.dir.join(format!("{which}-{file}"))
     }
 
-    fn files(&self) -> [PathBuf; 5] {
-        [
+    /// Where private keys may be.
+    pub(super) fn keys(&self) -> Vec<PathBuf> {
+        vec![
+            self.root_key(),
+            self.intermediate_key(),
+            self.other_root("next", "root.key"),
+            self.other_root("former", "root.key"),
+        ]
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![
             self.root_pem(),
             self.root_key(),
             self.intermediate_pem(),
             self.intermediate_key(),
             self.state_json(),
-        ]
+        ];
+        files.extend(self.rollover_files("next"));
+        files.extend(self.rollover_files("former"));
+        files
+    }
+
+    /// What a roll-over leaves beside the usual files.
+    pub(super) fn rollover_files(&self, which: &str) -> Vec<PathBuf> {
+        ROLLOVER_FILES
+            .iter()
+            .map(|file| self.other_root(which, file))
+            .collect()
     }
 }
 
@@ -454,6 +492,9 @@ fn unix(when: SystemTime) -> i64 {
         Err(before) => i64::try_from(before.duration().as_secs()).map_or(i64::MIN, |secs| -secs),
     }
 }
+
+/// Root, its key, and the roots signed across.
+const ROLLOVER_FILES: [&str; 4] = ["root.pem", "root.key", "cross.pem", "back.pem"];
 
 /// Key files: their owner only.
 pub(super) const KEY_MODE: u32 = 0o600;

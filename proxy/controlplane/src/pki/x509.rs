@@ -28,6 +28,8 @@ pub(super) struct Facts {
     /// Permitted DNS subtrees; empty if there is no such constraint.
     pub permitted: Vec<String>,
     pub is_ca: bool,
+    /// How many authorities may be below this one; `None` is any number.
+    pub path_len: Option<u32>,
     /// The common name of the subject, or all of the subject if it has none.
     pub subject: String,
 }
@@ -72,6 +74,11 @@ pub(super) fn facts(der: &CertificateDer<'_>) -> Result<Facts, &'static str> {
         dns_names,
         permitted,
         is_ca: cert.is_ca(),
+        path_len: cert
+            .basic_constraints()
+            .ok()
+            .flatten()
+            .and_then(|constraints| constraints.value.path_len_constraint),
         subject: match cert.subject().iter_common_name().next() {
             Some(name) => name.as_str().unwrap_or_default().to_owned(),
             None => cert.subject().to_string(),
@@ -90,6 +97,17 @@ pub(super) fn is_issued_by(cert: &CertificateDer<'_>, issuer: &CertificateDer<'_
     };
     cert.issuer().as_raw() == issuer.subject().as_raw()
         && cert.verify_signature(Some(issuer.public_key())).is_ok()
+}
+
+/// Whether two certificates are about the same name, byte by byte, as issuers are looked up.
+pub(super) fn same_subject(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
+    let (Ok((_, one)), Ok((_, other))) = (
+        X509Certificate::from_der(one),
+        X509Certificate::from_der(other),
+    ) else {
+        return false;
+    };
+    one.subject().as_raw() == other.subject().as_raw()
 }
 
 pub(super) fn key_hash(spki_der: &[u8]) -> KeyHash {

@@ -2,5 +2,10 @@
 
 mod acme;
 mod at_rest;
+mod clients;
+mod constraints;
 mod expiry;
+mod export;
 mod renewal;
+mod rollover;
+mod server;

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{Ca, DAY, init_options, run, strings};
-use crate::pki::authority::{
-    Authority, Ensured, ExportOptions, InitOptions, IssueOptions, KeyType, export, init, issue,
-};
+use crate::pki::authority::{Authority, Ensured, InitOptions, IssueOptions, KeyType, init, issue};
+use crate::pki::export::{ExportFormat, ExportOptions, export};
 use crate::pki::{LEAF_LIFE_DEFAULT, LeafStore, PkiError};
 
 #[test]
@@ -403,14 +402,15 @@ fn export_gives_the_root_alone() {
     let options = ExportOptions {
         dir: ca.dir.path().to_owned(),
         out: None,
-        der: false,
+        format: ExportFormat::Pem,
+        now: SystemTime::now(),
         force: false,
     };
     let pem = export(&options).unwrap();
     assert_eq!(pem.bytes, fs::read(ca.path("root.pem")).unwrap());
     let der = export(&ExportOptions {
         out: Some(out.clone()),
-        der: true,
+        format: ExportFormat::Der,
         ..options.clone()
     })
     .unwrap();
@@ -441,7 +441,7 @@ fn export_gives_the_root_alone() {
             ca.path("root.pem").to_str().unwrap(),
         ],
     );
-    assert!(text.contains(&der.fingerprint), "{text}");
+    assert!(text.contains(&der.roots[0].fingerprint), "{text}");
 }
 
 #[test]
