@@ -28,6 +28,8 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
 HUB_NAME, HUB2_NAME = "keys.company.example", "keys2.company.example"
 PUBLIC_DNS = "203.0.113.53"
 STRANGER = "198.18.0.66"
+# The public authority, which the hubs ask for their certificates.
+ACME, ACME_NAME = "203.0.113.80", "acme.authority.example"
 AZURE, HUB, HUB2, AZURE_DNS = "198.51.100.10", "10.10.0.4", "10.10.0.5", "10.10.0.2"
 AZURE2 = "198.51.100.11"
 GOOGLE, EDGE, GOOGLE_DNS = "192.0.2.20", "10.20.0.4", "10.20.0.2"
@@ -258,16 +260,38 @@ class Company:
     # ---- The Internet ----
 
     def _on_the_internet(self):
-        public_trust = self.ca.root.read_text()
+        # The DNS provider's API, at which a hub's operator may set records of the company's zone.
+        self.public_dns = self._machine(self.internet, "public-dns", PUBLIC_DNS)
+        records = [(vendor.host, vendor.address) for vendor in VENDORS] + [(HUB_NAME, AZURE), (HUB2_NAME, AZURE2), (ACME_NAME, ACME)]
+        # For these it is the authority: what they have not, they have not.
+        dns(self.public_dns, ["local=/com/", "local=/example/"] + [f"host-record={name},{address}" for name, address in records]
+            + [f"server=/_acme-challenge.{name}/127.0.0.1#8053" for name in (HUB_NAME, HUB2_NAME)])
+        self.public_dns.start(
+            "pebble-challtestsrv", "-dns01", "127.0.0.1:8053", "-management", ":8055", "-http01", "", "-https01", "", "-tlsalpn01", "",
+            "-defaultIPv4", "", "-defaultIPv6", "", log="records")
+        public_trust = self.ca.root.read_text() + self._public_authority()
+        self.public_trust = public_trust
         self.public = Image(self.world, "image-public", lambda builder: trust_in(builder, "public", public_trust))
-        self.public_dns = self._machine(self.internet, "public-dns", PUBLIC_DNS, image=self.public)
-        records = [(vendor.host, vendor.address) for vendor in VENDORS] + [(HUB_NAME, AZURE), (HUB2_NAME, AZURE2)]
-        dns(self.public_dns, [f"host-record={name},{address}" for name, address in records])
         self.stranger = self._machine(self.internet, "stranger", STRANGER, image=self.public)
         self.apis = {}
         for vendor in VENDORS:
             machine = self._machine(self.internet, vendor.name, vendor.address, image=self.public)
             self.apis[vendor.name] = Api(machine, vendor, self.ca)
+
+    def _public_authority(self):
+        """Let's Encrypt's own test server, which validates for real; its root."""
+        machine = self._machine(self.internet, "public-authority", ACME)
+        certificate, key = self.ca.issue(ACME_NAME, machine.home)
+        config = machine.home / "pebble.json"
+        config.write_text(json.dumps({"pebble": {
+            "listenAddress": "0.0.0.0:443", "managementListenAddress": "127.0.0.1:15000", "certificate": str(certificate),
+            "privateKey": str(key), "httpPort": 80, "tlsPort": 443, "ocspResponderURL": "", "externalAccountBindingRequired": False}}))
+        # Every seventh good nonce is refused, as it happens out there.
+        machine.start("pebble", "-config", config, "-dnsserver", f"{PUBLIC_DNS}:53", "-strict",
+                      env={"PEBBLE_VA_NOSLEEP": "1", "PEBBLE_WFE_NONCEREJECT": "15"}, log="pebble")
+        asked = ["curl", "-sk", "https://127.0.0.1:15000/roots/0"]
+        until("the public authority serves", lambda: "BEGIN" in machine.run(*asked, code=None))
+        return machine.run(*asked)
 
     # ---- The clouds ----
 
@@ -324,10 +348,10 @@ table ip cloud {
     def services(self, *roots):
         """The base image with the company's CAs, and 24 machines made of it."""
         def prepare(builder):
-            trust_in(builder, "public", self.ca.root.read_text())
+            trust_in(builder, "public", self.public_trust)
             shutil.copytree(TARGET / "it-clients", builder.path(CLIENTS), symlinks=True, ignore=shutil.ignore_patterns(*NOT_NEEDED))
             # The public roots are part of every client already; the company's own are what the kit brings.
-            trust_in(builder, "public", self.ca.root.read_text(), "--search", CLIENTS)
+            trust_in(builder, "public", self.public_trust, "--search", CLIENTS)
             trust_in(builder, "claviger", "".join(roots), "--search", CLIENTS)
         image = Image(self.world, "image-services", prepare)
         made = []

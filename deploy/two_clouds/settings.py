@@ -1,6 +1,6 @@
 """The configurations of hubs and edge, as the company's operators wrote them."""
 
-from two_clouds.company import GOOGLE, HUB2_NAME, HUB_NAME, PUBLIC_DNS, VENDORS
+from two_clouds.company import ACME_NAME, GOOGLE, HUB2_NAME, HUB_NAME, PUBLIC_DNS, VENDORS
 
 EDGE_IDENTITY = "edge.google.company.example"
 
@@ -18,17 +18,35 @@ servers = ["{PUBLIC_DNS}"]
 """
 
 
-def hub(name, certificate='["file:///etc/claviger/public.pem"]', key='["file:///etc/claviger/public.key"]', more=""):
+# How a record gets into the company's zone: what `[acme] hook` calls, with the DNS provider's API behind it.
+HOOK = f"""#!/bin/sh
+set -eu
+case $1 in
+present) call=set-txt body="{{\\"host\\":\\"$2.\\",\\"value\\":\\"$3\\"}}" ;;
+cleanup) call=clear-txt body="{{\\"host\\":\\"$2.\\"}}" ;;
+esac
+exec curl -sSf --max-time 20 --data "$body" "http://{PUBLIC_DNS}:8055/$call"
+"""
+
+
+def hub(name, more=""):
     """Services of its own network as they come; the other cloud's edge from its address, with certificate and token."""
     text = _BOTH + f"""
+[acme]
+terms_agreed = true
+contact = "mailto:ops@company.example"
+directory = "https://{ACME_NAME}/dir"
+challenge = "dns-01"
+hook = ["/etc/claviger/acme-dns"]
+resolvers = ["{PUBLIC_DNS}"]
+
 [caller.google-edge]
 networks = ["{GOOGLE}/32"]
 certificate = "{EDGE_IDENTITY}"
 token = "file:///etc/claviger/keys/edge-token"
 
 [host."{name}"]
-certificate = {certificate}
-private_key = {key}
+certificate = "acme"
 client_ca = "/etc/claviger/edges.pem"
 client_certificate = "request"
 edges = ["google-edge"]
