@@ -69,6 +69,9 @@ pub fn cases() -> Vec<Case> {
         Case::of_bytes("inspect/64-KiB-of-records-in-br", BODY_BYTES, || {
             inspect(Coding::Brotli)
         }),
+        Case::of_bytes("inspect/64-KiB-of-records-in-zstd", BODY_BYTES, || {
+            inspect(Coding::Zstd)
+        }),
         Case::of_bytes("sieve/1-KiB-at-once", 1024, || sift(JSON, 1024, 1024)),
         Case::of_bytes("sieve/64-KiB-in-pieces-of-16384", BODY_BYTES, || {
             sift(JSON, BODY_BYTES, 16 * 1024)
@@ -216,6 +219,7 @@ fn inspect(coding: Coding) -> Run {
             encoder.write_all(&text).expect("memory takes it");
             encoder.into_inner()
         }
+        Coding::Zstd => zstd::encode_all(&text[..], 3).expect("memory takes it"),
         _ => {
             let level = flate2::Compression::default();
             let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);

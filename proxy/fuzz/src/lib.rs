@@ -435,7 +435,7 @@ pub fn inspect(data: &[u8]) {
         2 => Some(Coding::Brotli),
         _ => None,
     };
-    let inner = coding(*options).unwrap_or(Coding::Gzip);
+    let inner = coding(*options).unwrap_or(Coding::Zstd);
     let mut codings = Codings::one(inner);
     if let Some(outer) = coding(options >> 2) {
         codings = codings.and(outer).expect("two are allowed");
@@ -506,6 +506,7 @@ fn plain_text(codings: &[Coding], body: &[u8]) -> Vec<u8> {
             }
             Coding::Deflate => Box::new(flate2::read::DeflateDecoder::new(&text[..])),
             Coding::Brotli => Box::new(brotli::Decompressor::new(&text[..], 4096)),
+            Coding::Zstd => Box::new(zstd_reader(&text)),
         };
         let mut decoded = Vec::new();
         let mut room = [0; 4096];
@@ -519,6 +520,13 @@ fn plain_text(codings: &[Coding], body: &[u8]) -> Vec<u8> {
         text = decoded;
     }
     text
+}
+
+/// The reference's decoder, with the window that is allowed to bodies (RFC 9659).
+fn zstd_reader(text: &[u8]) -> impl Read + '_ {
+    let mut reader = zstd::stream::Decoder::new(text).expect("memory for a decoder");
+    reader.window_log_max(23).expect("a bound that it knows");
+    reader
 }
 
 /// Bytes that are looked at of what a body decodes to: more than an [`Inspector`] decodes of one that

@@ -165,7 +165,7 @@ pub const EARLIER: Script = script(
 pub const UNINSPECTED: &[Script] = &[
     script(
         "a coding that is not known",
-        "HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\n\r\nyou sent {key}!",
+        "HTTP/1.1 200 OK\r\nContent-Encoding: compress\r\n\r\nyou sent {key}!",
         Pieces::Sized,
         End::Stay,
         Asked::Plainly,

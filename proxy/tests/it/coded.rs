@@ -17,13 +17,15 @@ type Code = fn(&[u8]) -> Vec<u8>;
 type CodeParts = Box<dyn FnMut(&[u8]) -> Vec<u8>>;
 
 /// Ways of coding a body, with what Content-Encoding says of them.
-const CODINGS: [(&str, Code); 7] = [
+const CODINGS: [(&str, Code); 9] = [
     ("gzip", gzip),
     ("x-gzip", gzip),
     ("deflate", zlib),
     ("deflate", bare_deflate),
     ("br", brotli),
+    ("zstd", zstd),
     ("gzip, br", |text| brotli(&gzip(text))),
+    ("br, zstd", |text| zstd(&brotli(text))),
     ("deflate, gzip", |text| gzip(&zlib(text))),
 ];
 
@@ -50,6 +52,10 @@ fn brotli(text: &[u8]) -> Vec<u8> {
     let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
     encoder.write_all(text).expect("memory takes it");
     encoder.into_inner()
+}
+
+fn zstd(text: &[u8]) -> Vec<u8> {
+    zstd::encode_all(text, 3).expect("memory takes it")
 }
 
 pub(crate) fn target(head: &str) -> &str {
@@ -167,7 +173,7 @@ fn a_reporting_route_passes_the_compressed_key() {
 /// Each event leaves when its sender has flushed it, and the one with the key does not.
 #[test]
 fn compressed_events_arrive_one_by_one() {
-    for coding in ["gzip", "br"] {
+    for coding in ["gzip", "br", "zstd"] {
         let (go, gate) = mpsc::channel::<()>();
         let gate = Mutex::new(gate);
         let (claviger, upstream, world) = site_with("", None, move |peer, _, key| {
@@ -175,6 +181,14 @@ fn compressed_events_arrive_one_by_one() {
             peer.send(format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: {coding}\r\nTransfer-Encoding: chunked\r\n\r\n"));
             let mut encoder: CodeParts = if coding == "br" {
                 let mut encoder = brotli::CompressorWriter::new(Vec::new(), 4096, 5, 20);
+                Box::new(move |text: &[u8]| {
+                    encoder.write_all(text).expect("memory takes it");
+                    encoder.flush().expect("memory takes it");
+                    std::mem::take(encoder.get_mut())
+                })
+            } else if coding == "zstd" {
+                let mut encoder =
+                    zstd::stream::Encoder::new(Vec::new(), 3).expect("memory takes it");
                 Box::new(move |text: &[u8]| {
                     encoder.write_all(text).expect("memory takes it");
                     encoder.flush().expect("memory takes it");
@@ -229,10 +243,34 @@ fn uninspectable() -> Vec<(&'static str, &'static str, Vec<u8>, &'static str)> {
     let text = text.as_bytes();
     vec![
         (
-            "/zstd",
-            "200 OK\r\nContent-Encoding: zstd",
-            b"(\xb5/\xfd".to_vec(),
+            "/compress",
+            "200 OK\r\nContent-Encoding: compress",
+            b"\x1f\x9d\x90".to_vec(),
             "unknown_coding",
+        ),
+        (
+            "/dictionary",
+            "200 OK\r\nContent-Encoding: zstd",
+            b"(\xb5/\xfd\x01\x00\x01\x01\x00\x00".to_vec(),
+            "malformed",
+        ),
+        (
+            "/window",
+            "200 OK\r\nContent-Encoding: zstd",
+            b"(\xb5/\xfd\x00\x70\x01\x00\x00".to_vec(),
+            "malformed",
+        ),
+        (
+            "/cut-block",
+            "200 OK\r\nContent-Encoding: zstd",
+            zstd(text)[..100].to_vec(),
+            "malformed",
+        ),
+        (
+            "/zstd-bomb",
+            "200 OK\r\nContent-Encoding: zstd",
+            zstd(&vec![b'0'; 6 << 20]),
+            "unfolds_too_far",
         ),
         (
             "/nonsense",
@@ -283,10 +321,10 @@ fn send_uninspectable(peer: &mut Peer, head: &str, key: &str) {
     match path {
         // The answers to these have no body.
         "/head" => peer.send(
-            "HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: 7\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Encoding: compress\r\nContent-Length: 7\r\n\r\n",
         ),
-        "/unmodified" => peer.send("HTTP/1.1 304 Not Modified\r\nContent-Encoding: zstd\r\n\r\n"),
-        "/nothing" => peer.send("HTTP/1.1 204 No Content\r\nContent-Encoding: zstd\r\n\r\n"),
+        "/unmodified" => peer.send("HTTP/1.1 304 Not Modified\r\nContent-Encoding: compress\r\n\r\n"),
+        "/nothing" => peer.send("HTTP/1.1 204 No Content\r\nContent-Encoding: compress\r\n\r\n"),
         // A part of what is not coded can be searched.
         "/plain-part" => peer.send(
             "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-3/9\r\nContent-Length: 4\r\n\r\npart",
@@ -295,12 +333,12 @@ fn send_uninspectable(peer: &mut Peer, head: &str, key: &str) {
             peer.send("HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 0\r\n\r\n")
         }
         "/none" => {
-            peer.send("HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: 0\r\n\r\n")
+            peer.send("HTTP/1.1 200 OK\r\nContent-Encoding: compress\r\nContent-Length: 0\r\n\r\n")
         }
         "/raw-key" => {
             let length = key.len();
             peer.send(format!(
-                "HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: {length}\r\n\r\n{key}"
+                "HTTP/1.1 200 OK\r\nContent-Encoding: compress\r\nContent-Length: {length}\r\n\r\n{key}"
             ))
         }
         other => panic!("{other} is not asked for"),
@@ -321,7 +359,7 @@ fn what_cannot_be_searched_is_refused() {
     claviger.wait_count("answers_uninspected", rows.len() as u64);
     let mut client = claviger.connect(&world);
     let head = client.call(format!("HEAD /head HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-    assert_eq!(head.expect(200).field("content-encoding"), Some("zstd"));
+    assert_eq!(head.expect(200).field("content-encoding"), Some("compress"));
     for (path, status, body) in [
         ("/unmodified", 304, ""),
         ("/nothing", 204, ""),
@@ -407,16 +445,16 @@ fn only_what_can_be_searched_is_asked_for() {
             "accept-encoding: gzip, deflate, br",
         ),
         (
+            "Accept-Encoding: gzip;q=0.5, br;q=1.0, zstd, dcz",
             "Accept-Encoding: gzip;q=0.5, br;q=1.0, zstd",
-            "Accept-Encoding: gzip;q=0.5, br;q=1.0",
         ),
-        ("Accept-Encoding: zstd", "Accept-Encoding: identity"),
+        ("Accept-Encoding: dcz", "Accept-Encoding: identity"),
         (
             "Accept-Encoding: *;q=0.5",
             "Accept-Encoding: gzip;q=0.5, br;q=0.5",
         ),
         (
-            "Accept-Encoding: zstd\r\nAccept-Encoding: br",
+            "Accept-Encoding: dcz\r\nAccept-Encoding: br",
             "Accept-Encoding: identity | Accept-Encoding: br",
         ),
         ("X-None: 1", ""),

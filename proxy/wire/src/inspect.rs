@@ -11,19 +11,21 @@
 //!
 //! Work and memory are bounded, whatever a body unfolds to: [`RATIO_MAX`], [`DECODED_BYTES_MAX`],
 //! [`HELD_BYTES_MAX`]; nothing that is decoded is kept but each decoder's window, 32 KiB for gzip and
-//! deflate and at most 16 MiB for br (RFC 7932, section 9.1; the larger windows that some encoders make
-//! are refused).
+//! deflate, at most 16 MiB for br (RFC 7932, section 9.1; the larger windows that some encoders make
+//! are refused) and 8 MiB for zstd (RFC 9659), half as much again while it moves.
 //!
 //! It lacks bodies that begin in the middle (206), and what a coding that is not known hides. It does
 //! not look into archives that a body delivers as they are.
 
 mod decode;
+mod zstd;
 
 use core::fmt;
+use std::collections::VecDeque;
 
 use zeroize::{Zeroize, Zeroizing};
 
-use crate::coding::Codings;
+use crate::coding::{CODINGS_MAX, Codings};
 use crate::scrub::Scrubber;
 use crate::sieve::{OnHit, Sieve};
 use decode::Decoder;
@@ -85,6 +87,11 @@ pub struct Inspector<'s> {
     on_hit: OnHit,
     /// Nothing is decoded any more.
     is_blind: bool,
+    /// Bytes of the body that came, and that went on.
+    seen: u64,
+    gone: u64,
+    /// Where what is before may turn out to be clean, while a decoder has not given out all its text.
+    marks: VecDeque<Mark>,
     /// What came and has not been shown clean. At most [`HELD_BYTES_MAX`].
     held: Zeroizing<Vec<u8>>,
     /// What was held and what came after it, in one piece.
@@ -92,7 +99,7 @@ pub struct Inspector<'s> {
 }
 
 impl<'s> Inspector<'s> {
-    /// A decoder takes about 45 KiB, and br what the module's text says.
+    /// A decoder takes about 45 KiB, br and zstd what the module's text says.
     #[must_use]
     pub fn new(codings: Codings, scrubber: &'s Scrubber, on_hit: OnHit) -> Self {
         let codings = codings.applied().iter().rev();
@@ -120,36 +127,46 @@ impl<'s> Inspector<'s> {
             raw: Sieve::new(scrubber, OnHit::Report),
             on_hit,
             is_blind,
+            seen: 0,
+            gone: 0,
+            marks: VecDeque::new(),
             held: Zeroizing::default(),
             joined: Zeroizing::default(),
         }
     }
 
     /// Takes what follows. With `last` the body ends here, and nothing is held. A body that ends before
-    /// its coding does is no error: whatever a reader can make of it has been searched.
+    /// its coding does is no error, if whatever a reader can make of it has been searched.
     pub fn pass<'a>(&'a mut self, parts: &[&'a [u8]], last: bool) -> Passed<'a> {
         let hits_before = self.hits();
         let mut uninspected = None;
         let mut total = 0;
-        // How much of this piece is clean. Some, though it be nothing, means that what was held is.
-        let mut clean = None;
+        // Of what was held and this piece.
+        let mut clean = 0;
         for step in parts.iter().flat_map(|part| part.chunks(STEP_BYTES)) {
             if let Err(why) = self.look_into(step) {
                 self.is_blind = true;
                 uninspected = Some(why);
             }
             total += step.len();
+            self.seen += step.len() as u64;
             if self.is_clean() {
-                clean = Some(total);
+                clean = self.settled().map_or(clean, |at| (at - self.gone) as usize);
             }
+            self.mark();
         }
-        let waiting = clean.map_or(self.held.len() + total, |clean| total - clean);
+        let all = self.held.len() + total;
+        let waiting = all - clean;
         if last {
-            clean = Some(total);
+            clean = all;
+            if !self.is_blind && self.is_pending() {
+                self.is_blind = true;
+                uninspected = Some(Uninspected::Malformed);
+            }
         } else if waiting > HELD_BYTES_MAX {
             self.is_blind = true;
             uninspected = Some(Uninspected::HeldTooMuch);
-            clean = Some(total);
+            clean = all;
         }
         let hits = self.hits() - hits_before;
         if hits > 0 && self.on_hit == OnHit::Redact {
@@ -160,6 +177,7 @@ impl<'s> Inspector<'s> {
                 uninspected,
             };
         }
+        self.gone += clean as u64;
         Passed {
             clean: self.split(parts, clean),
             hits,
@@ -189,20 +207,56 @@ impl<'s> Inspector<'s> {
         unfold(&mut self.decoders, step, &mut self.look)
     }
 
-    /// Whether nothing of what came may still become a hit.
+    /// Whether something was taken that has not been decoded yet.
+    fn is_pending(&self) -> bool {
+        self.decoders.iter().any(Decoder::is_pending)
+    }
+
+    /// Up to where all text has been given out; `None` if nowhere behind what has gone on.
+    fn settled(&mut self) -> Option<u64> {
+        if self.is_blind || self.on_hit == OnHit::Report || !self.is_pending() {
+            self.marks.clear();
+            return Some(self.seen);
+        }
+        let decoders = &self.decoders;
+        let is_settled = |mark: &Mark| {
+            let mut each = decoders.iter().zip(mark.taken);
+            each.all(|(decoder, taken)| taken <= decoder.settled())
+        };
+        let mut settled = None;
+        while let Some(mark) = self.marks.front()
+            && is_settled(mark)
+        {
+            settled = Some(mark.seen);
+            self.marks.pop_front();
+        }
+        settled
+    }
+
+    /// Remembers where it is, now and then.
+    fn mark(&mut self) {
+        let since = self.marks.back().map_or(self.gone, |mark| mark.seen);
+        if self.is_blind || !self.is_pending() || self.seen - since < MARK_BYTES {
+            return;
+        }
+        let mut taken = [0; CODINGS_MAX];
+        for (taken, decoder) in taken.iter_mut().zip(&self.decoders) {
+            *taken = decoder.taken();
+        }
+        self.marks.push_back(Mark {
+            seen: self.seen,
+            taken,
+        });
+    }
+
+    /// Whether nothing of what was given out may still become a hit.
     fn is_clean(&self) -> bool {
         let text_is_clean = self.is_blind || !self.look.text.is_holding();
         self.on_hit == OnHit::Report || text_is_clean && self.raw.held_bytes() < RAW_HELD_BYTES_MIN
     }
 
-    /// Holds back what is not clean, and returns what is, with what was held before it.
-    fn split<'a>(&'a mut self, parts: &[&'a [u8]], clean: Option<usize>) -> &'a [u8] {
-        let Some(clean) = clean else {
-            for part in parts {
-                self.held.extend_from_slice(part);
-            }
-            return &[];
-        };
+    /// Holds back what is behind the first `clean` bytes of what was held and this, and returns those.
+    fn split<'a>(&'a mut self, parts: &[&'a [u8]], clean: usize) -> &'a [u8] {
         if self.held.is_empty()
             && let [part] = parts
         {
@@ -212,7 +266,10 @@ impl<'s> Inspector<'s> {
         }
         self.joined.clear();
         core::mem::swap(&mut self.joined, &mut self.held);
-        let mut left = clean;
+        let kept = self.joined.len().min(clean);
+        self.held.extend_from_slice(&self.joined[kept..]);
+        self.joined.truncate(kept);
+        let mut left = clean - kept;
         for part in parts {
             let (clean, rest) = part.split_at(left.min(part.len()));
             left -= clean.len();
@@ -230,6 +287,14 @@ impl fmt::Debug for Inspector<'_> {
             .field("held", &self.held.len())
             .finish()
     }
+}
+
+/// A place in the body.
+struct Mark {
+    /// Bytes of the body before it.
+    seen: u64,
+    /// Bytes that each decoder had taken there.
+    taken: [u64; CODINGS_MAX],
 }
 
 /// Where decoded text goes: into a search, and nowhere else.
@@ -274,11 +339,15 @@ pub const RATIO_MAX: usize = 250;
 pub const DECODED_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes that may wait until what they decode to is shown clean. Past it, the body is not looked into
-/// any further: only one made for it decodes so much to the beginning of a key.
+/// any further: only one made for it decodes so much to the beginning of a key. A block of zstd, which
+/// waits for its end, has at most half of it.
 pub const HELD_BYTES_MAX: usize = 256 * 1024;
 
 /// Bytes that are decoded at once. What waits is known to within so many bytes.
 const STEP_BYTES: usize = 4 * 1024;
+
+/// Marks are so many bytes apart, so that a body that comes byte by byte has few.
+const MARK_BYTES: u64 = 1024;
 
 /// The body as it came waits only if it ends in so many bytes of a key: coded bytes look like chance,
 /// and fewer than these would be found in it by chance.

@@ -1,7 +1,8 @@
 //! [`Decoder`]: undoes one content coding, piece by piece.
 //!
 //! What arrives is decoded as far as it goes: every symbol whose last bit is there has been given out
-//! when [`Decoder::decode`] returns. Checksums are not compared, since whatever they say, what was
+//! when [`Decoder::decode`] returns, but for zstd's, which are given out block by block
+//! ([`Decoder::is_pending`]). Checksums are not compared, since whatever they say, what was
 //! decoded is what a reader may see.
 //!
 //! It lacks bounds on how much comes out: whoever takes it counts, and says when it is enough.
@@ -12,6 +13,7 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 use zeroize::Zeroizing;
 
 use super::Uninspected;
+use super::zstd::Zstd;
 use crate::coding::Coding;
 
 /// Takes decoded text; an error ends the decoding.
@@ -22,6 +24,7 @@ pub(super) enum Decoder {
     Gzip(Gzip),
     Deflate(Deflate),
     Brotli(Box<Brotli>),
+    Zstd(Box<Zstd>),
 }
 
 impl Decoder {
@@ -46,6 +49,32 @@ impl Decoder {
                 text: Zeroizing::new(vec![0; TEXT_BYTES]),
                 is_done: false,
             })),
+            Coding::Zstd => Decoder::Zstd(Box::new(Zstd::new())),
+        }
+    }
+
+    /// Bytes that were taken, and how many of them were before what is pending. Counted where anything ever is.
+    pub(super) fn taken(&self) -> u64 {
+        match self {
+            Decoder::Zstd(zstd) => zstd.taken(),
+            _ => 0,
+        }
+    }
+
+    /// See [`taken`](Self::taken).
+    pub(super) fn settled(&self) -> u64 {
+        match self {
+            Decoder::Zstd(zstd) => zstd.taken() - zstd.pending_bytes() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Whether bytes were taken whose text was not given out. Somebody who looks closely may read some
+    /// of it in them.
+    pub(super) fn is_pending(&self) -> bool {
+        match self {
+            Decoder::Gzip(_) | Decoder::Deflate(_) | Decoder::Brotli(_) => false,
+            Decoder::Zstd(zstd) => zstd.pending_bytes() > 0,
         }
     }
 
@@ -55,6 +84,7 @@ impl Decoder {
             Decoder::Gzip(gzip) => gzip.decode(input, take),
             Decoder::Deflate(deflate) => deflate.decode(input, take),
             Decoder::Brotli(brotli) => brotli.decode(input, take),
+            Decoder::Zstd(zstd) => zstd.decode(input, take),
         }
     }
 }

@@ -1,15 +1,15 @@
-use std::io::Write;
+use std::io::{Read, Write};
 
 use super::*;
 use crate::coding::Coding;
 
 const KEY: &[u8] = b"sk-live-0123456789abcdef";
 
-const CODINGS: [Coding; 3] = [Coding::Gzip, Coding::Deflate, Coding::Brotli];
+const CODINGS: [Coding; 4] = [Coding::Gzip, Coding::Deflate, Coding::Brotli, Coding::Zstd];
 
 /// `{"model":"m-1","you_sent":"Bearer KEY","usage":{"in":12,"out":345},"note":"sk-live keys are sk-live
-/// keys"}` and a line's end, as zlib 1.3 and brotli 1.1 write it.
-const VECTORS: [(Coding, &str); 5] = [
+/// keys"}` and a line's end, as zlib 1.3, brotli 1.1 and zstd 1.5 write it.
+const VECTORS: [(Coding, &str); 9] = [
     (
         Coding::Gzip,
         "1f8b08000000000002034dcb4b0a83301405d0795711ee3801e3a7b56fd88d9454af45d404f22988b8f74e3ae8f4c039b085912b049bb1d0d8437926fa0cc1832e32aab49875fed054b66edaee7aebefee358c9ca051927b137260f6105b6b8492214ddb9d1a3e6442f0db6ae19e948b54ff80f3f205e385717480000000",
@@ -30,11 +30,27 @@ const VECTORS: [(Coding, &str); 5] = [
         Coding::Brotli,
         "8b3f000080aaaaaaeaffee9793029f55015c6df1458f7eba38a8bbb13b28a89a29808aaa021818181bc0816bb818ce017026ec0fac796182c36a2c34f6dcdec2adc2e1455f5894449342a7b9da619ce6dbfdf1f49fefc21f349af83fe10e840dce0e1ab955b8719a4f8d2d57c241a249a15345eea27ca1926852e85491bbe0bc0c",
     ),
+    (
+        Coding::Zstd,
+        "28b52ffd00587503001287181c7069752614840edd86ec10c69403000a8300aaffff945ce6d5b98a08808677bea1438676be21ab1f9f736a2809a28ef2391d4bed183fea2fd84a272bbe2410ac40180894043956409dc134aa2d8287ec06aba3fb1ee49b4e5ecab1baf9f21c3f010200529003832c9801",
+    ),
+    (
+        Coding::Zstd,
+        "28b52ffd0068450300d246171960af0e5bad9c5954d4d15b832088539fbce87d32311d18d609c075d634b25a75c4ce6f3be5db450c02dfdef9061f5f42b7f8fdc47adfee74c32c11398c821804f802d71424b9a832da347672be955d953babb73f379d2f7533a75b010200341cc120c366",
+    ),
+    (
+        Coding::Zstd,
+        "28b52ffd04487503001287181c7069752614840edd86ec10c69403000a8300aaffff945ce6d5b98a08808677bea1438676be21ab1f9f736a2809a28ef2391d4bed183fea2fd84a272bbe2410ac40180894043956409dc134aa2d8287ec06aba3fb1ee49b4e5ecab1baf9f21c3f010200529003832c9801d4efb185",
+    ),
+    (
+        Coding::Zstd,
+        "28b52ffd00480104007b226d6f64656c223a226d2d31222c22796f755f73656e74223a2242656172657220736b2d6c6976652d30313233343536373839616263646566222c227573616765223a7b22696e223a31322c226f7574223a3334357d2c226e6f7465223a22736b2d6c697665206b6579732061726520736b2d6c697665206b657973227d0a",
+    ),
 ];
 
 /// Three events, each flushed, as the same libraries write them: `data: {"delta":"Hello"}`, `data:
 /// {"delta":" world"}`, `data: [DONE]`. The last piece is the end.
-const EVENTS: [(Coding, [&str; 4]); 2] = [
+const EVENTS: [(Coding, [&str; 4]); 3] = [
     (
         Coding::Gzip,
         [
@@ -53,6 +69,15 @@ const EVENTS: [(Coding, [&str; 4]); 2] = [
             "03",
         ],
     ),
+    (
+        Coding::Zstd,
+        [
+            "28b52ffd0058c80000646174613a207b2264656c7461223a2248656c6c6f227d0a0a",
+            "8400005020776f726c64227d0a0a01008c4c20",
+            "700000646174613a205b444f4e455d0a0a",
+            "010000",
+        ],
+    ),
 ];
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -68,6 +93,7 @@ enum Encoder {
     Gzip(flate2::write::GzEncoder<Vec<u8>>),
     Deflate(flate2::write::ZlibEncoder<Vec<u8>>),
     Brotli(Box<brotli::CompressorWriter<Vec<u8>>>),
+    Zstd(::zstd::stream::Encoder<'static, Vec<u8>>),
 }
 
 impl Encoder {
@@ -82,6 +108,9 @@ impl Encoder {
                 5,
                 20,
             ))),
+            Coding::Zstd => {
+                Self::Zstd(::zstd::stream::Encoder::new(Vec::new(), 3).expect("an encoder"))
+            }
         }
     }
 
@@ -91,6 +120,7 @@ impl Encoder {
             Self::Gzip(encoder) => encoder,
             Self::Deflate(encoder) => encoder,
             Self::Brotli(encoder) => encoder,
+            Self::Zstd(encoder) => encoder,
         };
         writer.write_all(text).expect("memory takes it");
         writer.flush().expect("memory takes it");
@@ -98,6 +128,7 @@ impl Encoder {
             Self::Gzip(encoder) => encoder.get_mut(),
             Self::Deflate(encoder) => encoder.get_mut(),
             Self::Brotli(encoder) => encoder.get_mut(),
+            Self::Zstd(encoder) => encoder.get_mut(),
         })
     }
 
@@ -106,6 +137,7 @@ impl Encoder {
             Self::Gzip(encoder) => encoder.finish().expect("memory takes it"),
             Self::Deflate(encoder) => encoder.finish().expect("memory takes it"),
             Self::Brotli(encoder) => encoder.into_inner(),
+            Self::Zstd(encoder) => encoder.finish().expect("memory takes it"),
         }
     }
 }
@@ -172,6 +204,15 @@ fn decoded(coding: Coding, body: &[u8]) -> Vec<u8> {
                 Ok(())
             });
             assert_eq!(outcome, Ok(()));
+            return text;
+        }
+        Coding::Zstd => {
+            let mut decoder = ::zstd::stream::Decoder::new(body).expect("a decoder");
+            let mut text = Vec::new();
+            let mut room = [0; 1024];
+            while let Ok(read @ 1..) = decoder.read(&mut room) {
+                text.extend_from_slice(&room[..read]);
+            }
             return text;
         }
     };
@@ -517,4 +558,39 @@ fn debug_shows_nothing_of_the_body() {
         shown.starts_with("Inspector { decoders: 1, held: "),
         "{shown}"
     );
+}
+
+/// Blocks that come in pieces of any size wait for their ends and no longer, however many follow each other.
+#[test]
+fn large_bodies_flow() {
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let mut text = Vec::new();
+    for number in 0..30_000 {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        text.extend_from_slice(
+            format!("{{\"id\": \"{random:016x}\", \"at\": {number}}},\n").as_bytes(),
+        );
+    }
+    for coding in CODINGS {
+        for codings in [
+            Codings::one(coding),
+            Codings::one(coding).and(Coding::Gzip).expect("two"),
+            Codings::one(Coding::Gzip).and(coding).expect("two"),
+            Codings::one(coding).and(coding).expect("two"),
+        ] {
+            let mut body = text.clone();
+            for &coding in codings.applied() {
+                body = coded(coding, &body);
+            }
+            for size in [700, 4096, 16 * 1024, 60_000] {
+                let pieces: Vec<&[u8]> = body.chunks(size).collect();
+                assert!(
+                    inspect(codings, &pieces) == passes(&body),
+                    "{codings:?} in pieces of {size}"
+                );
+            }
+        }
+    }
 }

@@ -427,7 +427,7 @@ fn what_the_edit_asks_for_is_written() {
     };
     check_fields(
         &searched,
-        "accept-encoding: gzip;q=0.5, zstd, br\r\nA: 1\r\nAccept-Encoding: dcz\r\naccept-encoding:BR, *;q=0\r\n",
+        "accept-encoding: gzip;q=0.5, compress, br\r\nA: 1\r\nAccept-Encoding: dcz\r\naccept-encoding:BR, *;q=0\r\n",
         "Accept-Encoding: gzip;q=0.5, br\r\nA: 1\r\nAccept-Encoding: identity\r\naccept-encoding:BR, *;q=0\r\n",
         &[],
     );
