@@ -37,6 +37,9 @@ pub enum Command {
     /// The internal certificate authority.
     #[command(subcommand)]
     Ca(Ca),
+    /// Look at the whole way of a call to HOST, and name the first thing that is wrong with its cure: on a service's
+    /// machine, or with --config on Claviger's own. Sends no credential. Ends with 1 if something is wrong.
+    Doctor(Doctor),
     /// Find the keys that services still have, and say what to remove. Shows no key. Ends with 0 if there is
     /// none, 1 if there is one, 2 if something could not be looked at.
     Hunt(Hunt),
@@ -305,6 +308,45 @@ pub enum Ca {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// `claviger doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// The API's host, as services write it.
+    pub host: String,
+    /// Its port.
+    #[arg(long, default_value_t = 443)]
+    pub port: u16,
+    /// Call this path with GET and without credentials, once all is trusted. It may go on to the API, with the key.
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
+    pub call: Option<String>,
+    /// Where bundles of roots and Java keystores are looked for; may be repeated. Default: where they usually are.
+    #[arg(long, value_name = "DIR")]
+    pub search: Vec<PathBuf>,
+    /// Do not try whether the API can be reached directly, which asks public resolvers for it.
+    #[arg(long)]
+    pub no_egress: bool,
+    /// Claviger's configuration, on its own machine: looks at the rule, the key and the way to the API or the hub.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// With --config: where the call comes from.
+    #[arg(
+        long,
+        default_value = "127.0.0.1",
+        value_name = "ADDRESS",
+        requires = "config"
+    )]
+    pub from: IpAddr,
+    /// With --config: the method of the call.
+    #[arg(long, default_value = "GET", requires = "config")]
+    pub method: String,
+    /// With --config: the path of the call.
+    #[arg(long, default_value = "/", requires = "config")]
+    pub path: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `claviger hunt`

@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         cli::Command::Schema => tools::schema(),
         cli::Command::Init(args) => tools::init(args),
         cli::Command::Ca(args) => tools::ca(args),
+        cli::Command::Doctor(args) => tools::doctor(args),
         cli::Command::Hunt(args) => tools::hunt(args),
         cli::Command::Demo(args) => demo::run(args),
         cli::Command::Prove(args) => prove::run(args),

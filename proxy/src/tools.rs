@@ -1,15 +1,15 @@
 //! The commands that do not serve.
 
 use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
 use clap::CommandFactory;
 use controlplane::config::{self, ResolveContext};
 use controlplane::credentials::{self, SecretRef, SourcePolicy};
-use controlplane::hunt;
 use controlplane::pki::{ExpiryState, Passphrase, authority, export, rollover};
-use controlplane::status;
+use controlplane::{doctor, hunt, status};
 
 use crate::cli;
 
@@ -284,6 +284,53 @@ pub fn ca(args: &cli::Ca) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `claviger doctor`: 0 when nothing is wrong, 1 when something is. Warnings do not count.
+pub fn doctor(args: &cli::Doctor) -> Outcome {
+    let host = args.host.trim_end_matches('.').to_ascii_lowercase();
+    if host.is_empty() || host.contains(['/', ':', '@']) || !host.is_ascii() {
+        return Err("HOST is a name alone, as in api.example.com (the port is --port)".to_owned());
+    }
+    if args.call.as_ref().is_some_and(|path| !is_path(path)) {
+        return Err("--call takes a path, as in /v1/models".to_owned());
+    }
+    let search = match args.search.as_slice() {
+        [] => doctor::SEARCH_DEFAULT.map(PathBuf::from).to_vec(),
+        given => given.to_vec(),
+    };
+    let diagnosis = doctor::diagnose(&doctor::Options {
+        host,
+        port: args.port,
+        call: args.call.clone(),
+        search,
+        public_resolvers: if args.no_egress {
+            Vec::new()
+        } else {
+            let servers = controlplane::names::DnsSettings::default().servers;
+            servers.iter().map(|server| server.address).collect()
+        },
+        office: args.config.as_ref().map(|config| doctor::OfficeOptions {
+            config: config.clone(),
+            method: args.method.clone(),
+            path: args.path.clone(),
+            from: args.from,
+        }),
+    });
+    if args.json {
+        print_out(format!("{:#}\n", diagnosis.to_json()).as_bytes())?;
+    } else {
+        print_out(diagnosis.render().as_bytes())?;
+    }
+    Ok(match diagnosis.first() {
+        Some(_) => ExitCode::FAILURE,
+        None => ExitCode::SUCCESS,
+    })
+}
+
+/// Whether a text can stand in a request line.
+fn is_path(text: &str) -> bool {
+    text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// `claviger hunt`: 0 when there is no key, 1 when there is one, 2 when something was not looked at.

@@ -14,6 +14,7 @@
 pub mod audit;
 pub mod config;
 pub mod credentials;
+pub mod doctor;
 pub mod hunt;
 pub mod names;
 pub mod office;

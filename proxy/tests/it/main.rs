@@ -17,6 +17,7 @@ mod coded;
 mod conformance;
 mod differential;
 mod docs;
+mod doctor;
 mod driver;
 mod echo;
 mod edge;

@@ -66,6 +66,12 @@ impl OwnAddresses {
         own
     }
 
+    /// Why a resolver's answer would not be used, and what helps.
+    pub fn objection(&self, address: SocketAddr, allow_private: bool) -> Option<&'static str> {
+        let verdict = self.guard().judge(address, allow_private);
+        verdict.err().map(Refusal::explain)
+    }
+
     /// Takes the machine's addresses as they are now, if they matter: they come
     /// and go with interfaces, so this is done again for each answer.
     pub(super) fn guard(&self) -> Guard<'_> {
