@@ -120,10 +120,30 @@ read -r nothing || true
                 process.kill()
                 process.wait()
         self.started.clear()
+        # Who was made by these and outlived them: the process that took over from another one, say.
+        for pid in self._left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if not self.process.stdin.closed:
             self.process.stdin.close()
             self.process.stdout.close()
             self.process.wait()
+
+    def _left(self):
+        """The processes in its network, but for the one that holds it."""
+        if self.process.poll() is not None:
+            return []
+
+        def network(pid):
+            try:
+                return os.stat(f"/proc/{pid}/ns/net").st_ino
+            except OSError:
+                return None
+        own = network(self.process.pid)
+        # Nobody is looked for before it has a network of its own.
+        if own == network(os.getpid()):
+            return []
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != self.process.pid and network(name) == own]
 
     def path(self, path):
         """Where one of its files is seen from outside."""
