@@ -297,11 +297,18 @@ async fn answer(lease: &mut Lease, ping: &Ping<'_>) -> Option<(bool, bool)> {
             break;
         }
     }
-    // One that does not know us is there all the same: it says so to each request.
-    let is_there = head.status() < 500;
+    // One that does not know us, or is too busy for a question, is there all the same: it says so to
+    // each request that it refuses. What stands before a hub that is gone says so in its own name.
+    let is_there = head.status() < 500 || is_claviger_s(&head);
     let is_whole = framing::of_response(&head, Method::Options) == Ok(BodyFraming::None)
         && head.rest().is_empty();
     Some((is_there, is_whole && head.keep_alive()))
+}
+
+/// Whether an answer is a Claviger's own.
+fn is_claviger_s(head: &ResponseHead) -> bool {
+    let mut names = head.fields().iter().map(|field| head.name(field));
+    names.any(|name| name.eq_ignore_ascii_case(b"Claviger-Answer"))
 }
 
 /// Whether it says something of the way to the hub, and not of a bound of our own.

@@ -134,6 +134,58 @@ fn what_may_have_arrived_is_not_sent_again() {
     assert_eq!(reached[0]["target"], "/echo/again");
 }
 
+/// A hub that is so busy that it refuses the edge's question serves most requests all the same: to take it
+/// for lost would refuse all of them.
+#[test]
+fn a_busy_hub_is_no_lost_one() {
+    let world = World::new();
+    let (_, token) = world.key_file("token");
+    let hub = Scripted::start(&world, DOOR, |peer| {
+        while let Some(head) = peer.head() {
+            if head.starts_with("OPTIONS *") {
+                peer.tell("asked");
+                peer.send("HTTP/1.1 503 Service Unavailable\r\nClaviger-Answer: claviger; reason=core_overloaded\r\nContent-Length: 0\r\n\r\n");
+            } else {
+                peer.answer("served");
+            }
+        }
+    });
+    let table = format!(
+        "{}hub = true\ntoken = \"file://{}\"\n",
+        hub.upstream("hub", DOOR),
+        token.display()
+    );
+    let edge = Edge::with(world, &table, "\"hub\"");
+    for _ in 0..2 {
+        assert_eq!(hub.told(), "asked");
+    }
+    // It was asked a second time, so what it said the first time is known.
+    assert_eq!(edge.get("/echo/busy").expect(200).text(), "served");
+}
+
+/// What stands in front of a hub that is gone answers too, but not in Claviger's name.
+#[test]
+fn a_balancer_without_a_hub_behind_it_is_no_hub() {
+    let world = World::new();
+    let (_, token) = world.key_file("token");
+    let balancer = Scripted::start(&world, DOOR, |peer| {
+        while let Some(head) = peer.head() {
+            peer.tell(head.lines().next().unwrap_or_default());
+            peer.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let table = format!(
+        "{}hub = true\ntoken = \"file://{}\"\n",
+        balancer.upstream("hub", DOOR),
+        token.display()
+    );
+    let edge = Edge::with(world, &table, "\"hub\"");
+    edge.claviger.log().wait_event(0, "the hub is out of reach");
+    edge.get("/echo/lost").expect_own(503, "hub_unreachable");
+    let told = balancer.told_so_far();
+    assert!(told.iter().all(|line| line.starts_with("OPTIONS *")));
+}
+
 #[test]
 fn connections_to_a_hub_are_there_before_they_are_needed() {
     let hub = Hub::start(|_| String::new());
