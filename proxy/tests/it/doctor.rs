@@ -292,22 +292,7 @@ fn check_healthy(warning: Option<&str>, setup: Setup) -> Said {
 
 #[track_caller]
 fn resolver(namespace: &Namespace, ip: &str, options: &[String]) -> Process {
-    let dnsmasq = ["/usr/sbin/dnsmasq", "/usr/bin/dnsmasq"]
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .expect("dnsmasq is missing: run `scripts/test --setup` once");
-    let mut command = namespace.command(dnsmasq);
-    command.env_clear().args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--user=",
-        "--pid-file=",
-        "--log-facility=-",
-    ]);
+    let mut command = namespace.dnsmasq();
     command.arg(format!("--listen-address={ip}")).args(options);
     let resolver = Process::start("dnsmasq", command);
     resolver.err.wait("dnsmasq's start", |line| {

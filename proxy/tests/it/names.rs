@@ -3,7 +3,6 @@
 //! own that has a public address and a private one.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use serde_json::Value;
 
@@ -115,18 +114,8 @@ impl Net {
 #[track_caller]
 fn resolver(namespace: &Namespace, address: &str, ttl: u32) -> Process {
     let (ip, port) = RESOLVER.split_once(':').expect("a port");
-    let mut command = namespace.command(dnsmasq());
-    command.env_clear().args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--user=",
-        "--pid-file=",
-        "--log-facility=-",
-        "--log-queries",
-    ]);
+    let mut command = namespace.dnsmasq();
+    command.arg("--log-queries");
     command.arg(format!("--listen-address={ip}"));
     command.arg(format!("--port={port}"));
     command.arg(format!("--local-ttl={ttl}"));
@@ -136,14 +125,6 @@ fn resolver(namespace: &Namespace, address: &str, ttl: u32) -> Process {
         line.contains("started").then_some(())
     });
     resolver
-}
-
-fn dnsmasq() -> PathBuf {
-    ["/usr/sbin/dnsmasq", "/usr/bin/dnsmasq"]
-        .iter()
-        .map(PathBuf::from)
-        .find(|path| path.exists())
-        .expect("dnsmasq is missing: run `scripts/test --setup` once")
 }
 
 #[test]

@@ -25,18 +25,10 @@ pub enum Severity {
 impl Finding {
     /// A finding. What others have written in `sentence` loses its control characters.
     pub fn new(code: Code, sentence: impl Into<String>) -> Self {
-        let sentence: String = sentence.into();
-        let sentence = sentence
-            .chars()
-            .map(|character| {
-                if character.is_control() {
-                    ' '
-                } else {
-                    character
-                }
-            })
-            .collect();
-        Self { code, sentence }
+        Self {
+            code,
+            sentence: without_controls(&sentence.into()),
+        }
     }
 
     /// For machines.
@@ -51,6 +43,11 @@ impl Finding {
             "cure": self.code.cure(),
         })
     }
+}
+
+/// What others have written, for a terminal: a blank for each control character.
+pub(super) fn without_controls(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 impl fmt::Display for Finding {

@@ -72,18 +72,8 @@ pub struct Diagnosis {
 
 impl Diagnosis {
     fn fact(&mut self, step: &'static str, seen: impl Into<String>) {
-        let seen: String = seen.into();
-        let seen = seen
-            .chars()
-            .map(|character| {
-                if character.is_control() {
-                    ' '
-                } else {
-                    character
-                }
-            })
-            .collect();
-        self.facts.push((step, seen));
+        self.facts
+            .push((step, finding::without_controls(&seen.into())));
     }
 
     fn find(&mut self, code: Code, sentence: impl Into<String>) {

@@ -93,6 +93,27 @@ impl Namespace {
         command.arg("--").arg(program.as_ref());
         command
     }
+
+    /// dnsmasq in here, which knows nothing, and says on standard error when it has started.
+    #[track_caller]
+    pub fn dnsmasq(&self) -> Command {
+        let program = ["/usr/sbin/dnsmasq", "/usr/bin/dnsmasq"]
+            .into_iter()
+            .find(|path| Path::new(path).exists())
+            .expect("dnsmasq is missing: run `scripts/test --setup` once");
+        let mut command = self.command(program);
+        command.env_clear().args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--bind-interfaces",
+            "--user=",
+            "--pid-file=",
+            "--log-facility=-",
+        ]);
+        command
+    }
 }
 
 impl Drop for Namespace {

@@ -4,27 +4,11 @@
 // behind an answer.
 
 import { createRequire } from 'node:module';
-import { readSync, writeSync } from 'node:fs';
+import { writeSync } from 'node:fs';
+import { pairs, readExactly } from './talk.mjs';
 
 process.removeAllListeners('warning');
 const { HTTPParser } = createRequire(import.meta.url)('node:_http_common');
-
-const pairs = (raw) => {
-  const out = [];
-  for (let at = 0; at < raw.length; at += 2) out.push([raw[at], raw[at + 1]]);
-  return out;
-};
-
-function readExactly(length) {
-  const bytes = Buffer.alloc(length);
-  let at = 0;
-  while (at < length) {
-    const read = readSync(0, bytes, at, length - at);
-    if (read === 0) return null;
-    at += read;
-  }
-  return bytes;
-}
 
 function judge(message) {
   const line = message.indexOf(10);

@@ -5,24 +5,8 @@
 
 import http from 'node:http';
 import { Duplex } from 'node:stream';
-import { readSync, writeSync } from 'node:fs';
-
-function readExactly(length) {
-  const bytes = Buffer.alloc(length);
-  let at = 0;
-  while (at < length) {
-    const read = readSync(0, bytes, at, length - at);
-    if (read === 0) return null;
-    at += read;
-  }
-  return bytes;
-}
-
-const pairs = (raw) => {
-  const out = [];
-  for (let at = 0; at < raw.length; at += 2) out.push([raw[at], raw[at + 1]]);
-  return out;
-};
+import { writeSync } from 'node:fs';
+import { pairs, readExactly } from './talk.mjs';
 
 function judge(stream) {
   return new Promise((resolve) => {
