@@ -17,6 +17,7 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.soak import runs
 from two_clouds.network import Image, Machine, Router, run
 from two_clouds.wait import Failed, until
 
@@ -217,11 +218,6 @@ class Claviger:
     def audit(self):
         return [json.loads(line) for line in read(self.machine.path("/var/log/claviger/audit.ndjson")).splitlines(keepends=True)
                 if line.endswith("\n")]
-
-
-def runs(pid):
-    """Whether a process is there and not only its exit code."""
-    return read(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] not in ([], ["Z"])
 
 
 def read(path):

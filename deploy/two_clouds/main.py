@@ -57,5 +57,4 @@ def stay(stage):
     for machine in stage.company.world.machines:
         if machine.address and machine.process.poll() is None:
             print(f"    nsenter --target {machine.process.pid} --mount --net --uts chroot {machine.root} sh    # {machine.name}, {machine.address}")
-    while True:
-        time.sleep(3600)
+    signal.pause()

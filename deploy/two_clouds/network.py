@@ -9,25 +9,18 @@ on this machine, however it ends. It has no switch, no IPv6 and no MTU below 1,5
 """
 
 import contextlib
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
 from pathlib import Path
 
-from two_clouds.wait import Failed
+from harness.machine import dies_with_us
+from two_clouds.wait import Failed, until
 
 # A command in a machine takes at most this long; far more than any needs on a busy machine.
 COMMAND_SECONDS_MAX = 300
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-
-
-def dies_with_us():
-    """For a child, before it becomes another program: no orphan outlives this process."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class World:
@@ -38,9 +31,13 @@ class World:
         # Directories of this machine that look the same in every machine: the repository, and what was built.
         self.visible = [Path(path) for path in visible]
         self.machines = []
+        # The networks that were made, by number.
+        self.networks = set()
         self.ends = contextlib.ExitStack()
         run("mount", "-t", "tmpfs", "-o", "mode=755", "two-clouds", self.directory)
         self.ends.callback(run, "umount", "--lazy", self.directory)
+        # When all machines have ended.
+        self.ends.callback(until, "every process of the stage has ended", lambda: not any(network(pid) in self.networks for pid in processes()))
 
     def close(self):
         self.ends.close()
@@ -96,11 +93,12 @@ read -r nothing || true
         self.process = subprocess.Popen(
             ["unshare", "--mount", "--net", "--uts", "--propagation", "private", "sh", "-c", self.INIT, "sh",
              name, image.lower if image else "/", upper, work, self.root, *seen],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=dies_with_us)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=dies_with_us())
         world.ends.callback(self.close)
         world.machines.append(self)
         if self.process.stdout.readline() != "up\n":
             raise Failed(f"the machine {name} could not be made (overlay, tmpfs, namespaces)")
+        world.networks.add(network(self.process.pid))
 
     def __enter__(self):
         return self
@@ -131,19 +129,11 @@ read -r nothing || true
 
     def _left(self):
         """The processes in its network, but for the one that holds it."""
-        if self.process.poll() is not None:
-            return []
-
-        def network(pid):
-            try:
-                return os.stat(f"/proc/{pid}/ns/net").st_ino
-            except OSError:
-                return None
         own = network(self.process.pid)
         # Nobody is looked for before it has a network of its own.
-        if own == network(os.getpid()):
+        if own is None or own == network(os.getpid()):
             return []
-        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != self.process.pid and network(name) == own]
+        return [pid for pid in processes() if pid != self.process.pid and network(pid) == own]
 
     def path(self, path):
         """Where one of its files is seen from outside."""
@@ -178,7 +168,7 @@ read -r nothing || true
         """Starts it, to be ended with the machine. What it writes goes to the file `log` of its home."""
         out = open(self.home / log, "ab") if log else subprocess.DEVNULL
         process = subprocess.Popen(self._command(command), env=self._environment(env), stdin=subprocess.DEVNULL, stdout=out,
-                                   stderr=subprocess.STDOUT, preexec_fn=dies_with_us)
+                                   stderr=subprocess.STDOUT, preexec_fn=dies_with_us())
         if log:
             out.close()
         self.started.append(process)
@@ -246,6 +236,18 @@ class Capture:
         if "\n0 packets dropped by kernel" not in text:
             raise Failed(f"the capture {self.place.name} is not whole:\n{text[-500:]}")
         return self.place
+
+
+def processes():
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def network(pid):
+    """The number of a process's network; None if it has ended."""
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return None
 
 
 def run(*command):

@@ -112,13 +112,13 @@ class Stage:
     def all_24_work(self):
         for service in self.services:
             service.start(self.company.key_log("services"))
+        def idle():
+            return [service.name for service in self.services if service.calls()[0] < 5]
         try:
-            until("each service has made five calls", lambda: all(service.calls()[0] >= 5 for service in self.services) or self.failures(), 120)
-        except Failed:
-            pass
-        idle = [service.name for service in self.services if service.calls()[0] < 5]
-        if self.failures() or idle:
-            raise Failed("not all services work:\n  " + "\n  ".join(self.failures()[:5] + idle[:24]))
+            until("each service has made five calls", lambda: not idle() or self.failures(), 120)
+        except Failed as failed:
+            raise Failed(f"{failed}; not so {', '.join(idle())}") from None
+        self.nothing_failed(0, "not all services work")
         self.show("services that work, with placeholders for keys", f"{len(self.services)} of {len(self.services)}, "
                   f"{self.calls('Azure')} calls in Azure, {self.calls('Google')} in Google, 0 failed")
         for vendor in VENDORS:

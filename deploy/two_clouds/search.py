@@ -3,31 +3,18 @@
 A search that finds nothing shows nothing until it has found something: each comes with what it must find.
 """
 
-import base64
 import re
 import subprocess
 import tempfile
-import urllib.parse
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from harness.soak import forms
 from two_clouds.wait import Failed
 
 # Bytes of a process's memory read at once.
 PIECE_BYTES = 1 << 20
-
-
-def forms(key):
-    """A key as it may stand somewhere: as it is, in hex, escaped, in base64 wherever it begins in it."""
-    raw = key.encode()
-    found = {raw, raw.hex().encode(), raw.hex().upper().encode(), urllib.parse.quote(key, safe="").encode()}
-    for shift in range(3):
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            coded = encode(b"\0" * shift + raw).rstrip(b"=")
-            # Without the characters that hang on what stands before and behind.
-            found.add(coded[(shift * 8 + 5) // 6:][: len(raw) * 8 // 6 - 1])
-    return found
 
 
 class Patterns:
